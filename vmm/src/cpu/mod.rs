@@ -4,12 +4,37 @@
 //! interpreter and the translator's assists call the same rules.
 
 mod bus;
+mod control;
+mod cpuid;
+mod debug;
+mod descriptor;
 mod exception;
+mod inspect;
+mod interrupt;
+mod io_permission;
+mod model;
+mod msr;
+mod mtrr;
+mod raise;
+mod returns;
+mod segment_load;
 mod segmentation;
+mod stack;
 mod state;
+mod sysenter;
+mod task;
+mod transfer;
+mod tsc;
+mod tss;
 mod vcpu;
 
 pub use bus::{Bus, Lines};
 pub use exception::{Exception, Flow, Stop, Unsupported, vector};
+pub use model::{CpuModel, Feature, arch_capabilities};
+pub use raise::SoftwareInterrupt;
 pub use state::{CpuState, InterruptShadow, Msrs, Segment, TableRegister, XsaveArea, attr, cr0, cr4, eflags, reg, seg};
+pub use tsc::host_tsc;
 pub use vcpu::Vcpu;
+
+#[cfg(test)]
+mod tests;

@@ -229,6 +229,7 @@ impl Default for XsaveArea {
         let mut area = [0; XSAVE_SIZE];
         area[0..2].copy_from_slice(&0x037fu16.to_le_bytes());
         area[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        area[28..32].copy_from_slice(&0xffffu32.to_le_bytes());
         area[512..520].copy_from_slice(&7u64.to_le_bytes());
         Self(area)
     }

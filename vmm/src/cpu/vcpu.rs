@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Bus, CpuState, Lines};
+use super::{Bus, CpuModel, CpuState, Lines};
 use crate::mmu::{GuestRam, Mmu};
 
 /// One virtual processor.
 pub struct Vcpu {
     /// Index, also the initial APIC id.
     pub index: usize,
+    /// What CPUID and the MSRs show.
+    pub model: CpuModel,
     /// Architectural state.
     pub state: CpuState,
     /// Guest memory as this processor sees it.
@@ -22,6 +24,6 @@ pub struct Vcpu {
 impl Vcpu {
     /// A processor in its power-up state.
     pub fn new(index: usize, ram: Arc<GuestRam>, bus: Arc<dyn Bus>, lines: Arc<Lines>) -> Self {
-        Self { index, state: CpuState::default(), mmu: Mmu::new(ram), bus, lines }
+        Self { index, model: CpuModel::default(), state: CpuState::default(), mmu: Mmu::new(ram), bus, lines }
     }
 }

@@ -67,6 +67,18 @@ impl Vcpu {
         self.store_slow(linear, T::SIZE, value.into(), who)
     }
 
+    /// Loads the integer at `linear` for a read-modify-write: faults as the store that follows would.
+    #[inline(always)]
+    pub fn load_for_update<T: Datum>(&mut self, linear: u32, who: Privilege) -> Flow<T> {
+        let e = self.mmu.entry(linear, who.is_user());
+        if e.write == linear & !0xfff && (linear & 0xfff) as usize + T::SIZE <= 0x1000 {
+            // SAFETY: as in `load`.
+            return Ok(unsafe { e.host.add((linear & 0xfff) as usize).cast::<T>().read_unaligned() });
+        }
+        self.probe_write(linear, T::SIZE as u32, who)?;
+        self.load(linear, who)
+    }
+
     /// Raises the fault that a store of `len` bytes at `linear` would raise; stores nothing. `len` is at most 4 KiB.
     pub fn probe_write(&mut self, linear: u32, len: u32, who: Privilege) -> Flow<()> {
         self.physical(linear, Access::Write, who)?;
@@ -154,6 +166,8 @@ impl Vcpu {
     fn store_slow(&mut self, linear: u32, size: usize, value: u64, who: Privilege) -> Flow<()> {
         let first = (0x1000 - (linear & 0xfff) as usize).min(size);
         if first < size {
+            // Both pages are checked before either is written; the lower one's fault comes first.
+            self.physical(linear, Access::Write, who)?;
             self.physical(linear.wrapping_add(first as u32), Access::Write, who)?;
         }
         self.store_page(linear, first, value, who)?;

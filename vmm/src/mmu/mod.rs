@@ -6,10 +6,14 @@
 
 mod access;
 mod ram;
+mod shadow;
 mod tlb;
 mod walk;
+mod window;
+mod writers;
 
 pub use access::{Datum, Privilege};
 pub use ram::{FRAME_SHIFT, FRAME_SIZE, GuestRam, LOW_RAM_LIMIT, RamError};
+pub use shadow::{KERNEL_SPLIT, Resolution, Rights, Shadow, ShadowError};
 pub use tlb::{Flush, Mmu};
-pub use walk::{Access, Translation, fault_code, pte};
+pub use walk::{Access, LeafEntry, PHYSICAL_BITS, Translation, fault_code, leaf_entry, peek, pte, walk};

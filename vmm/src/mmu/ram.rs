@@ -151,6 +151,14 @@ impl GuestRam {
         self.read(gpa, &mut b).then(|| u64::from_le_bytes(b))
     }
 
+    /// True if the `copy.len()` bytes of RAM at `gpa` equal `copy`; false if any lies outside RAM.
+    pub fn equals(&self, gpa: u64, copy: &[u8]) -> bool {
+        self.span(gpa, copy.len()).is_some_and(|at| {
+            // SAFETY: `span` checked the whole range; memcmp reads raw bytes and forms no reference.
+            unsafe { libc::memcmp(at.cast(), copy.as_ptr().cast(), copy.len()) == 0 }
+        })
+    }
+
     /// Zeroes all of RAM, as a cold start does.
     pub fn clear(&self) {
         // SAFETY: the whole mapping is ours. MADV_REMOVE frees the memfd's pages: they read as zero after.

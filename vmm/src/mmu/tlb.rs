@@ -140,6 +140,11 @@ impl Mmu {
         self.forget();
     }
 
+    /// True if any page holds a data breakpoint.
+    pub fn is_watching(&self) -> bool {
+        self.watched_len != 0
+    }
+
     /// True if `linear` lies in a page with a data breakpoint.
     #[inline]
     pub fn is_watched(&self, linear: u32) -> bool {
@@ -149,6 +154,18 @@ impl Mmu {
     /// Takes what the guest asked to be forgotten since the last call, oldest first.
     pub fn take_flushes(&mut self) -> Vec<Flush> {
         std::mem::take(&mut self.flushes)
+    }
+
+    /// True if [`Self::take_flushes`] would return anything.
+    #[inline]
+    pub fn has_flushes(&self) -> bool {
+        !self.flushes.is_empty()
+    }
+
+    /// True if [`Self::take_flushes`] or [`Self::take_code_writes`] would return anything.
+    #[inline(always)]
+    pub fn has_notices(&self) -> bool {
+        !self.flushes.is_empty() | !self.code_writes.is_empty()
     }
 
     /// True if [`Self::take_code_writes`] would return anything.

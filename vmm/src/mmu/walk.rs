@@ -115,6 +115,63 @@ pub fn walk(ram: &GuestRam, state: &CpuState, linear: u32, access: Access, user:
     })
 }
 
+/// What a walk for a read would find, without setting accessed or dirty bits: None unless the page is present and has
+/// been accessed. `writable_now` further needs the dirty bit, so mapping the result changes nothing that a guest sees.
+pub fn peek(ram: &GuestRam, state: &CpuState, linear: u32, user: bool) -> Option<Translation> {
+    let leaf = leaf_entry(ram, state, linear)?;
+    let wanted = pte::P | pte::A;
+    if leaf.value & wanted != wanted {
+        return None;
+    }
+    walk(ram, state, linear, Access::Read, user).ok()
+}
+
+/// Where the paging-structure entries for a linear address are, for those who keep copies of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafEntry {
+    /// Physical address of the page-directory entry.
+    pub pde_gpa: u64,
+    /// Its value.
+    pub pde: u64,
+    /// Physical address of the page-table entry; None if the directory entry maps a large page.
+    pub pte_gpa: Option<u64>,
+    /// The entry that maps the page: the page-table entry, or the directory entry of a large page.
+    pub value: u64,
+    /// Bytes an entry has: 4, or 8 under PAE.
+    pub size: u64,
+}
+
+/// The entries that map `linear`, with no permission checks and no side effects. None if paging is off, a table is
+/// absent or lies outside RAM.
+pub fn leaf_entry(ram: &GuestRam, state: &CpuState, linear: u32) -> Option<LeafEntry> {
+    if !state.paging() {
+        return None;
+    }
+    let mask = state.a20_mask as u64 | !0xffff_ffff;
+    let pae = state.cr4 & cr4::PAE != 0;
+    let read = |gpa: u64| if pae { ram.read_u64(gpa) } else { ram.read_u32(gpa).map(u64::from) };
+    let (pde_gpa, size) = if pae {
+        let pdpte = state.pdpte[(linear >> 30) as usize];
+        if pdpte & pte::P == 0 {
+            return None;
+        }
+        (((pdpte & FRAME_MASK) + (linear as u64 >> 21 & 0x1ff) * 8) & mask, 8)
+    } else {
+        (((state.cr3 as u64 & !0xfff) + (linear as u64 >> 22) * 4) & mask, 4)
+    };
+    let pde = read(pde_gpa)?;
+    if pde & pte::P == 0 {
+        return None;
+    }
+    if pde & pte::PS != 0 && (pae || state.cr4 & cr4::PSE != 0) {
+        return Some(LeafEntry { pde_gpa, pde, pte_gpa: None, value: pde, size });
+    }
+    let index = if pae { linear as u64 >> 12 & 0x1ff } else { linear as u64 >> 12 & 0x3ff };
+    let table = if pae { pde & FRAME_MASK } else { pde & 0xffff_f000 };
+    let pte_gpa = (table + index * size) & mask;
+    Some(LeafEntry { pde_gpa, pde, pte_gpa: Some(pte_gpa), value: read(pte_gpa)?, size })
+}
+
 /// True if page faults report instruction fetches: with NX or SMEP enabled (SDM vol. 3, §4.7).
 fn fetch_bit(state: &CpuState) -> bool {
     (state.cr4 & cr4::PAE != 0 && state.msr.efer & EFER_NXE != 0) || state.cr4 & cr4::SMEP != 0
