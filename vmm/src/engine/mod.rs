@@ -1,5 +1,11 @@
 //! How guest instructions are executed. Nothing outside this room knows which engine runs.
 
+mod choose;
+pub mod interp;
+pub mod translate;
+
+pub use choose::{EngineError, create};
+
 use crate::cpu::{Unsupported, Vcpu};
 
 /// Why an engine gave the thread back.
@@ -27,5 +33,5 @@ pub trait Engine: Send {
     /// Guest RAM in `start..end` (physical bytes) was changed by a device or the loader: code from there is stale.
     fn invalidate(&mut self, vcpu: &mut Vcpu, start: u64, end: u64);
     /// Counters since the start, in a stable order: name and value. Printed by `--stats`.
-    fn stats(&self) -> Vec<(&'static str, u64)>;
+    fn stats(&self) -> Vec<(String, u64)>;
 }

@@ -1,0 +1,124 @@
+//! The code cache: one sealed memfd with two mappings, one to write and one to execute, never both in one.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use memfd::{FileSeal, MemfdOptions};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Why the code cache could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The memfd could not be created or sized.
+    #[error("creating the code cache of {0} bytes")]
+    Create(usize, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A mapping failed.
+    #[error("mapping the code cache ({0}): does a security policy forbid executable memory?")]
+    Map(&'static str, #[source] nix::Error),
+}
+
+/// A bump allocator over executable memory. Old code goes only by [`CodeCache::truncate`], all at once.
+pub struct CodeCache {
+    execute: NonNull<u8>,
+    write: NonNull<u8>,
+    size: usize,
+    used: usize,
+}
+
+// SAFETY: both mappings belong to this value alone; the pointers are only used through its methods.
+unsafe impl Send for CodeCache {}
+
+impl CodeCache {
+    /// A cache of `size` bytes, a multiple of 4 KiB.
+    pub fn new(size: usize) -> Result<Self, CacheError> {
+        let create = |e: Box<dyn std::error::Error + Send + Sync>| CacheError::Create(size, e);
+        let options = MemfdOptions::default().close_on_exec(true).allow_sealing(true);
+        let memfd = options.create("code-cache").map_err(|e| create(Box::new(e)))?;
+        memfd.as_file().set_len(size as u64).map_err(|e| create(Box::new(e)))?;
+        let seals = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
+        memfd.add_seals(&seals).map_err(|e| create(Box::new(e)))?;
+        let file = memfd.into_file();
+        let length = NonZeroUsize::new(size).ok_or(CacheError::Map("size", nix::Error::EINVAL))?;
+        let execute = Self::map(&file, length, ProtFlags::PROT_READ | ProtFlags::PROT_EXEC, "execute")?;
+        let write = Self::map(&file, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, "write")?;
+        Ok(Self { execute, write, size, used: 0 })
+    }
+
+    fn map(file: &File, length: NonZeroUsize, prot: ProtFlags, what: &'static str) -> Result<NonNull<u8>, CacheError> {
+        // SAFETY: a fresh mapping at an address the kernel chooses.
+        let at = unsafe { mmap(None, length, prot, MapFlags::MAP_SHARED, file, 0) };
+        Ok(at.map_err(|e| CacheError::Map(what, e))?.cast())
+    }
+
+    /// Address at which the next code will execute.
+    pub fn next(&self) -> u64 {
+        self.execute.as_ptr() as u64 + self.used as u64
+    }
+    /// First executable address.
+    pub fn start(&self) -> u64 {
+        self.execute.as_ptr() as u64
+    }
+    /// Size in bytes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Appends `code`, padded with int3 so that the next code is aligned to 32 bytes. None if it does not fit.
+    pub fn append(&mut self, code: &[u8]) -> Option<u64> {
+        let end = (self.used + code.len()).next_multiple_of(32);
+        if end > self.size {
+            return None;
+        }
+        let at = self.next();
+        // SAFETY: [used, end) is inside the writable mapping; nothing executes it before this returns.
+        unsafe {
+            let to = self.write.as_ptr().add(self.used);
+            std::ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
+            std::ptr::write_bytes(to.add(code.len()), 0xcc, end - self.used - code.len());
+        }
+        self.used = end;
+        Some(at)
+    }
+
+    /// Replaces the 32-bit displacement at executable address `at` so that the branch that ends with it goes to
+    /// `target`. The caller runs on the processor's own thread, so the branch is not being executed.
+    pub fn patch_branch(&mut self, at: u64, target: u64) {
+        let displacement = target.wrapping_sub(at + 4) as i32;
+        let offset = (at - self.start()) as usize;
+        if offset + 4 <= self.used {
+            // SAFETY: checked to be inside the part in use.
+            unsafe { self.write.as_ptr().add(offset).cast::<i32>().write_unaligned(displacement) };
+        }
+    }
+
+    /// Copies code back out, for checking and for messages.
+    pub fn read(&self, at: u64, length: usize) -> Vec<u8> {
+        let offset = at.wrapping_sub(self.start()) as usize;
+        if offset.checked_add(length).is_none_or(|end| end > self.used) {
+            return Vec::new();
+        }
+        // SAFETY: the range is inside the mapping, which is never unmapped while self lives.
+        unsafe { std::slice::from_raw_parts(self.execute.as_ptr().add(offset), length).to_vec() }
+    }
+
+    /// Forgets everything after the first `used` bytes.
+    pub fn truncate(&mut self, used: usize) {
+        self.used = self.used.min(used);
+    }
+}
+
+impl Drop for CodeCache {
+    fn drop(&mut self) {
+        // SAFETY: the mappings are ours and no emitted code runs once the engine that owns this is gone.
+        unsafe {
+            let _ = munmap(self.execute.cast(), self.size);
+            let _ = munmap(self.write.cast(), self.size);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What the checker knows of registers at one point of a block.
+
+use iced_x86::Register;
+
+/// What a register holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Anything.
+    Unknown,
+    /// A number below 2^32: guest data or a guest address.
+    Narrow,
+    /// `Context::fp_absent`: zero if guest x87, SSE and AVX state is in host registers.
+    FpAbsent,
+    /// The quarter of the address space that the linear address in a register lies in.
+    Quarter(u8),
+    /// The base of the window for the linear address in a register.
+    Window(u8),
+    /// The host address, inside a window, of a guest linear address.
+    Pointer,
+    /// `Context::branches`.
+    Branches,
+    /// An index into the indirect-branch table, for the guest EIP in r8d.
+    Index,
+    /// The executable address of this offset in the block.
+    Code(u32),
+    /// A stage of a time stamp: 0 a half of the host's, 1 its high half in place, 2 the host's, 3 the guest's, 4 the guest's
+    /// high half.
+    Time(u8),
+    /// `Context::tsc_offset`.
+    TimeOffset,
+    /// Arithmetic flags and DF, and no other bit.
+    HostFlags,
+    /// EFLAGS.IF, and no other bit.
+    Flag,
+}
+
+/// What lies on the return stack above where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stacked {
+    /// Nothing.
+    Nothing,
+    /// Flags, to be read.
+    Read,
+    /// Flags, to be loaded.
+    Write,
+}
+
+/// RAX, RCX, RDX, RBX, RBP, RSI, RDI and r14 (guest ESP), by hardware number.
+const GUEST: [u8; 8] = [0, 1, 2, 3, 5, 6, 7, 14];
+/// RSI and RDI.
+const STRING: [u8; 2] = [6, 7];
+/// The register that indirect branches pass a guest EIP in.
+pub const TARGET: u8 = 8;
+
+/// True for the translator's scratch registers, r8 to r11.
+pub fn scratch(number: u8) -> bool {
+    (8..12).contains(&number)
+}
+
+/// True for registers that emitted code may change.
+pub fn writable(number: u8) -> bool {
+    scratch(number) || GUEST.contains(&number)
+}
+
+/// Hardware number of a general register of any width.
+pub fn number(register: Register) -> u8 {
+    (register.full_register() as u8).wrapping_sub(Register::RAX as u8)
+}
+
+/// What is known before an instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    values: [Value; 16],
+    /// `Context::site` was set to a site of this block.
+    pub site: bool,
+    /// Guest x87, SSE and AVX state is in host registers.
+    pub fp: bool,
+    /// What was pushed and not popped.
+    pub stacked: Stacked,
+}
+
+impl State {
+    /// At the entry of direct branches: guest registers are as they should be, and that is all.
+    pub fn entry() -> Self {
+        let mut values = [Value::Unknown; 16];
+        GUEST.iter().for_each(|&g| values[g as usize] = Value::Narrow);
+        Self { values, site: false, fp: false, stacked: Stacked::Nothing }
+    }
+
+    /// At the entry of indirect branches, which have the guest EIP in r8.
+    pub fn indirect_entry() -> Self {
+        let mut state = Self::entry();
+        state.values[TARGET as usize] = Value::Narrow;
+        state
+    }
+
+    /// Where an instruction is started again.
+    pub fn restart(fp: bool) -> Self {
+        Self { fp, ..Self::entry() }
+    }
+
+    /// What register `number` holds.
+    pub fn get(&self, number: u8) -> Value {
+        self.values[number as usize & 15]
+    }
+
+    /// True if register `number` is below 2^32.
+    pub fn narrow(&self, number: u8) -> bool {
+        self.get(number) == Value::Narrow
+    }
+
+    /// Register `number` is overwritten: what was derived from it no longer belongs to it.
+    pub fn set(&mut self, number: u8, value: Value) {
+        self.values[number as usize & 15] = value;
+        for v in &mut self.values {
+            let stale = match *v {
+                Value::Quarter(of) | Value::Window(of) => of == number,
+                Value::Index => number == TARGET,
+                _ => false,
+            };
+            if stale {
+                *v = Value::Unknown;
+            }
+        }
+    }
+
+    /// Keeps what is true both here and in `other`; true if that is less than before.
+    pub fn meet(&mut self, other: &Self) -> bool {
+        let before = self.clone();
+        for (v, o) in self.values.iter_mut().zip(&other.values) {
+            if v != o {
+                *v = Value::Unknown;
+            }
+        }
+        self.site &= other.site;
+        self.fp &= other.fp;
+        if self.stacked != other.stacked {
+            // No rule accepts what is neither.
+            self.values = [Value::Unknown; 16];
+        }
+        *self != before
+    }
+
+    /// Every guest register has a zero upper half.
+    pub fn require_guest_narrow(&self) -> Result<(), &'static str> {
+        match GUEST.iter().all(|&g| self.narrow(g)) {
+            true if self.stacked != Stacked::Nothing => Err("the return stack is not where it was"),
+            true => Ok(()),
+            false => Err("a guest register may have a set upper half where the block can be left"),
+        }
+    }
+
+    /// As [`Self::require_guest_narrow`], but RSI and RDI may be host addresses of guest data.
+    pub fn require_interruptible(&self) -> Result<(), &'static str> {
+        let good = |g: &u8| self.narrow(*g) || (STRING.contains(g) && self.get(*g) == Value::Pointer);
+        match GUEST.iter().all(good) {
+            true => Ok(()),
+            false => Err("a guest register may have a set upper half in an interruptible string instruction"),
+        }
+    }
+}

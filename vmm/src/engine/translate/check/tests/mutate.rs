@@ -1,0 +1,361 @@
+//! Emitted blocks with one thing wrong.
+
+use std::mem::offset_of;
+
+use iced_x86::{
+    BlockEncoder, BlockEncoderOptions, Code, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction,
+    InstructionBlock, Mnemonic, OpKind, Register,
+};
+
+use super::{CACHE, Emitted};
+use crate::engine::translate::context::Context;
+
+/// Ways in which [`spoilt`] spoils an instruction.
+pub const WAYS: usize = 16;
+
+/// `block` made of `instructions` instead, laid out anew; branches follow the instructions that they go to. `moved` is
+/// the index from which indices are shifted by one insertion (or removal, -1).
+fn rebuild(block: &Emitted, instructions: &[Instruction]) -> Option<Emitted> {
+    let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS | BlockEncoderOptions::DONT_FIX_BRANCHES;
+    let result = BlockEncoder::encode(64, InstructionBlock::new(instructions, block.start), options).ok()?;
+    let offset = |old: u32| {
+        // An instruction that is gone leaves its place to the next.
+        let ip = block.start + old as u64;
+        let index = instructions.iter().position(|i| i.ip() >= ip && i.ip() < block.start + 0x10_0000)?;
+        Some(result.new_instruction_offsets[index])
+    };
+    let mut new = block.clone();
+    new.main = offset(block.main)?;
+    for o in &mut new.origins {
+        o.offset = offset(o.offset)?;
+    }
+    new.code = result.code_buffer;
+    Some(new)
+}
+
+/// `block` with `bytes` put in before instruction `at`. What went to that instruction goes to the new one.
+pub fn insert(block: &Emitted, instructions: &[Instruction], at: usize, bytes: &[u8]) -> Option<Emitted> {
+    let mut new = Decoder::with_ip(64, bytes, 1, DecoderOptions::NONE).decode();
+    assert_eq!(new.len(), bytes.len(), "{bytes:02x?} is not one instruction");
+    let mut list = instructions.to_vec();
+    new.set_ip(list[at].ip());
+    // Nothing goes to the old one but from before.
+    list[at].set_ip(u64::MAX - 1);
+    list.insert(at, new);
+    rebuild(block, &list)
+}
+
+fn replace(block: &Emitted, instructions: &[Instruction], at: usize, new: Instruction) -> Option<Emitted> {
+    let mut list = instructions.to_vec();
+    list[at] = new;
+    list[at].set_ip(instructions[at].ip());
+    rebuild(block, &list)
+}
+
+fn remove(block: &Emitted, instructions: &[Instruction], at: usize) -> Option<Emitted> {
+    let mut list = instructions.to_vec();
+    let ip = list.remove(at).ip();
+    // What went to it goes to its successor.
+    list.get_mut(at)?.set_ip(ip);
+    let mut shifted = block.clone();
+    let after = instructions[at + 1].ip() - block.start;
+    for o in &mut shifted.origins {
+        if o.offset as u64 == after {
+            o.offset = (ip - block.start) as u32;
+        }
+    }
+    if shifted.main as u64 == after {
+        shifted.main = (ip - block.start) as u32;
+    }
+    shifted.origins.dedup_by_key(|o| o.offset);
+    rebuild(&shifted, &list)
+}
+
+/// Every mutant of `block` that changes one instruction, with what was done to it.
+pub fn spoilt(block: &Emitted) -> Vec<(&'static str, Emitted)> {
+    let instructions = block.instructions();
+    let mut all = Vec::new();
+    for (at, insn) in instructions.iter().enumerate() {
+        for (name, new) in [addresses(insn), context(insn), registers(insn), branches(block, insn)].concat() {
+            all.extend(replace(block, &instructions, at, new).map(|m| (name, m)));
+        }
+        if let Some(new) = widen(insn, &block.code[(insn.ip() - block.start) as usize..][..insn.len()]) {
+            all.extend(replace(block, &instructions, at, new).map(|m| ("operand of 64 bits", m)));
+        }
+        if needed(insn) {
+            all.extend(remove(block, &instructions, at).map(|m| ("needed step left out", m)));
+        }
+        if picked(insn) {
+            // mov r9d, eax; mov r8d, eax
+            for bytes in [[0x41, 0x89, 0xc1], [0x41, 0x89, 0xc0]] {
+                all.extend(insert(block, &instructions, at, &bytes).map(|m| ("picked window clobbered", m)));
+            }
+        }
+    }
+    all
+}
+
+type Changed = Vec<(&'static str, Instruction)>;
+
+fn changed(insn: &Instruction, name: &'static str, f: impl FnOnce(&mut Instruction)) -> (&'static str, Instruction) {
+    let mut new = *insn;
+    f(&mut new);
+    (name, new)
+}
+
+fn has_memory(insn: &Instruction) -> bool {
+    let accesses = !matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    accesses && (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+}
+
+fn picked(insn: &Instruction) -> bool {
+    has_memory(insn) && insn.memory_base() == Register::R9 && insn.memory_index() == Register::R8
+}
+
+fn addresses(insn: &Instruction) -> Changed {
+    let mut all = Vec::new();
+    if has_memory(insn) && insn.memory_segment() == Register::GS {
+        all.push(changed(insn, "GS prefix dropped", |i| i.set_segment_prefix(Register::None)));
+        all.push(changed(insn, "FS for GS", |i| i.set_segment_prefix(Register::FS)));
+        all.push(changed(insn, "DS for GS", |i| i.set_segment_prefix(Register::DS)));
+        all.push(changed(insn, "67h prefix dropped", |i| {
+            i.set_memory_base(wide(i.memory_base()));
+            i.set_memory_index(wide(i.memory_index()));
+            if i.memory_base() == Register::None && i.memory_index() == Register::None {
+                i.set_memory_displ_size(4);
+            }
+            if i.memory_displ_size() == 4 {
+                i.set_memory_displacement64(i.memory_displacement32() as i32 as u64);
+                i.set_memory_displ_size(8);
+            }
+        }));
+        all.push(changed(insn, "address from a register of the host's", |i| i.set_memory_base(Register::R15D)));
+    }
+    if picked(insn) {
+        for base in [Register::R10, Register::RAX, Register::R15, Register::RSP] {
+            all.push(changed(insn, "another base for a picked window", |i| i.set_memory_base(base)));
+        }
+        all.push(changed(insn, "another index in a picked window", |i| i.set_memory_index(Register::RBX)));
+        all.push(changed(insn, "index scaled in a picked window", |i| i.set_memory_index_scale(8)));
+        all.push(changed(insn, "displacement in a picked window", |i| {
+            i.set_memory_displacement64(8);
+            i.set_memory_displ_size(1);
+        }));
+        all.push(changed(insn, "GS on a picked window", |i| i.set_segment_prefix(Register::GS)));
+    }
+    all
+}
+
+fn wide(r: Register) -> Register {
+    if r.is_gpr() { r.full_register() } else { r }
+}
+
+/// Other fields of the context, and what lies around it.
+fn context(insn: &Instruction) -> Changed {
+    if !has_memory(insn) || insn.memory_base() != Register::R15 {
+        return Vec::new();
+    }
+    let offsets =
+        [offset_of!(Context, host_rsp), offset_of!(Context, target), offset_of!(Context, window), size_of::<Context>()];
+    let mut all = Vec::new();
+    for displacement in offsets.into_iter().map(|o| o as u64).chain([4u64.wrapping_neg()]) {
+        all.push(changed(insn, "another field of the context", |i| {
+            i.set_memory_displacement64(displacement);
+            i.set_memory_displ_size(8);
+        }));
+    }
+    all
+}
+
+/// Results that go to registers of the host's.
+fn registers(insn: &Instruction) -> Changed {
+    let to = insn.op0_register();
+    if insn.op_count() == 0 || insn.op0_kind() != OpKind::Register || !(to.is_gpr32() || to.is_gpr64()) {
+        return Vec::new();
+    }
+    let hosts = match to.is_gpr32() {
+        true => [Register::ESP, Register::R12D, Register::R13D, Register::R15D],
+        false => [Register::RSP, Register::R12, Register::R13, Register::R15],
+    };
+    hosts.map(|r| changed(insn, "a register of the host's written", |i| i.set_op0_register(r))).to_vec()
+}
+
+fn branches(block: &Emitted, insn: &Instruction) -> Changed {
+    if insn.op_count() == 0 || insn.op0_kind() != OpKind::NearBranch64 {
+        return Vec::new();
+    }
+    let end = block.start + block.code.len() as u64;
+    let target = insn.near_branch_target();
+    let mut wild =
+        vec![end, end + 0x1234, block.start - 1, CACHE, block.trampolines.enter + 1, block.trampolines.exit + 1];
+    if insn.is_jcc_short_or_near() {
+        wild.push(block.trampolines.exit);
+    }
+    // Into the middle of the instruction that it goes to.
+    if block.instructions().iter().any(|i| i.ip() == target && i.len() > 1) {
+        wild.push(target + 1);
+    }
+    wild.into_iter().map(|to| changed(insn, "wild branch", |i| i.set_near_branch64(to))).collect()
+}
+
+/// With REX.W, if that makes another instruction of it.
+fn widen(insn: &Instruction, bytes: &[u8]) -> Option<Instruction> {
+    let copy = insn.mnemonic() == Mnemonic::Mov && insn.op0_kind() == insn.op1_kind();
+    if insn.encoding() != EncodingKind::Legacy || insn.flow_control() != FlowControl::Next || copy {
+        return None;
+    }
+    let prefix = |b: &&u8| matches!(**b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let at = bytes.iter().take_while(prefix).count();
+    let mut wider = bytes.to_vec();
+    match bytes[at] {
+        rex @ 0x40..0x50 => wider[at] = rex | 8,
+        _ => wider.insert(at, 0x48),
+    }
+    let new = Decoder::with_ip(64, &wider, insn.ip(), DecoderOptions::NONE).decode();
+    (new.len() == wider.len() && new.code() != insn.code() && !new.is_ip_rel_memory_operand()).then_some(new)
+}
+
+/// True for steps of our own that a later one relies on.
+fn needed(insn: &Instruction) -> bool {
+    match insn.code() {
+        Code::VEX_Pext_r32_r32_rm32 => insn.op2_register() == Register::R12D,
+        Code::VEX_Shrx_r32_rm32_r32 => insn.op2_register() == Register::R13D,
+        Code::Mov_r64_rm64 | Code::Mov_rm32_imm32 => {
+            has_memory(insn)
+                && insn.memory_base() == Register::R15
+                && insn.memory_displacement64() != offset_of!(Context, fp_absent) as u64
+        }
+        Code::Mov_rm64_r64 => insn.op0_register() == Register::R8 || insn.op1_register() == Register::R8,
+        Code::Lea_r64_m => true,
+        Code::Mov_rm32_r32 => {
+            insn.op0_register() == insn.op1_register() && matches!(insn.op0_register(), Register::ESI | Register::EDI)
+        }
+        _ => false,
+    }
+}
+
+/// Instructions that may stand nowhere in emitted code.
+pub fn forbidden() -> Vec<(&'static str, Vec<u8>)> {
+    let mut all: Vec<(&str, Vec<u8>)> = Vec::new();
+    let mut add = |name, list: &[&[u8]]| all.extend(list.iter().map(|bytes| (name, bytes.to_vec())));
+    add(
+        "segment load",
+        &[&[0x8e, 0xd8], &[0x8e, 0xe8], &[0x8e, 0xe0], &[0x8e, 0xd0], &[0x0f, 0xa9], &[0x0f, 0xb5, 0x00]],
+    );
+    add("segment read", &[&[0x8c, 0xd8], &[0x8c, 0xe8]]);
+    add("segment base", &[&[0xf3, 0x48, 0x0f, 0xae, 0xd8], &[0xf3, 0x48, 0x0f, 0xae, 0xd0], &[0xf3, 0x0f, 0xae, 0xd8]]);
+    add("segment base read", &[&[0xf3, 0x48, 0x0f, 0xae, 0xc0], &[0xf3, 0x48, 0x0f, 0xae, 0xc8], &[0x0f, 0x01, 0xf8]]);
+    add("kernel entry", &[&[0x0f, 0x05], &[0x0f, 0x34], &[0xcd, 0x80], &[0xcc], &[0xf1], &[0x0f, 0x0b]]);
+    add("kernel return", &[&[0x0f, 0x07], &[0x48, 0x0f, 0x07], &[0x48, 0xcf], &[0x0f, 0x35]]);
+    add("far transfer", &[&[0xcb], &[0xff, 0x28], &[0xff, 0x18]]);
+    add(
+        "call or return",
+        &[&[0xc3], &[0xe8, 0, 0, 0, 0], &[0xff, 0xd0], &[0xff, 0xe0], &[0xff, 0x20], &[0x65, 0x67, 0xff, 0x20]],
+    );
+    add(
+        "stack",
+        &[
+            &[0x50],
+            &[0x58],
+            &[0x6a, 0],
+            &[0xc9],
+            &[0xc8, 0, 0, 0],
+            &[0x65, 0x67, 0xff, 0x30],
+            &[0x89, 0xe0],
+            &[0x01, 0xc4],
+        ],
+    );
+    add("flags", &[&[0x9c], &[0x9d], &[0xfa], &[0xfb]]);
+    add("ports", &[&[0xec], &[0xee], &[0xe4, 0x60], &[0x6c], &[0x6e]]);
+    add(
+        "privileged",
+        &[&[0xf4], &[0x0f, 0x22, 0xd8], &[0x0f, 0x20, 0xd8], &[0x0f, 0x23, 0xc0], &[0x0f, 0x30], &[0x0f, 0x09]],
+    );
+    add(
+        "tables",
+        &[&[0x0f, 0x01, 0x10], &[0x0f, 0x01, 0x00], &[0x0f, 0x00, 0xd0], &[0x0f, 0x00, 0xc8], &[0x0f, 0x01, 0xe0]],
+    );
+    add("rights", &[&[0x0f, 0x02, 0xc1], &[0x0f, 0x03, 0xc1], &[0x0f, 0x00, 0xe0]]);
+    add("protection keys", &[&[0x0f, 0x01, 0xef], &[0x0f, 0x01, 0xee]]);
+    add(
+        "extended state",
+        &[&[0x0f, 0x01, 0xd1], &[0x0f, 0x01, 0xd0], &[0x0f, 0xae, 0x20], &[0x0f, 0xae, 0x28], &[0x0f, 0xae, 0x00]],
+    );
+    add(
+        "extended state in the window",
+        &[
+            &[0x65, 0x67, 0x0f, 0xae, 0x00],
+            &[0x65, 0x67, 0x0f, 0xae, 0x08],
+            &[0x65, 0x67, 0xd9, 0x30],
+            &[0x65, 0x67, 0xdd, 0x30],
+        ],
+    );
+    add("host's identity", &[&[0x0f, 0xa2], &[0x0f, 0x31], &[0x0f, 0x01, 0xf9], &[0x0f, 0x33], &[0x0f, 0xc7, 0xf0]]);
+    add(
+        "host register",
+        &[
+            &[0x45, 0x31, 0xff],
+            &[0x41, 0xbd, 1, 0, 0, 0],
+            &[0x41, 0x89, 0xc4],
+            &[0x49, 0x89, 0xc7],
+            &[0x44, 0x89, 0xf8],
+            &[0x40, 0x88, 0xe0],
+        ],
+    );
+    add(
+        "64-bit write",
+        &[
+            &[0x48, 0x01, 0xd8],
+            &[0x48, 0xf7, 0xd0],
+            &[0x48, 0xff, 0xc6],
+            &[0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[0x48, 0x63, 0xc1],
+            &[0x48, 0x98],
+        ],
+    );
+    add("64-bit write of ESP", &[&[0x49, 0x83, 0xc6, 4], &[0x4c, 0x89, 0xfe], &[0x4d, 0x8d, 0x76, 8]]);
+    add(
+        "plain memory",
+        &[
+            &[0x8b, 0x00],
+            &[0x89, 0x03],
+            &[0x67, 0x8b, 0x00],
+            &[0x65, 0x8b, 0x00],
+            &[0x64, 0x67, 0x8b, 0x00],
+            &[0x0f, 0x18, 0x08],
+        ],
+    );
+    add(
+        "absolute memory",
+        &[&[0xa1, 0, 0, 0, 0, 0, 0, 0, 0], &[0x8b, 0x04, 0x25, 0, 0, 0, 0], &[0x65, 0x8b, 0x04, 0x25, 0, 0, 0, 0]],
+    );
+    add("code", &[&[0x8b, 0x05, 0, 0, 0, 0], &[0x65, 0x67, 0x8b, 0x05, 0, 0, 0, 0], &[0x48, 0x8d, 0x05, 0, 0, 0, 0]]);
+    add(
+        "context",
+        &[
+            &[0x41, 0x89, 0x07],
+            &[0x49, 0x8b, 0x47, 0x28],
+            &[0x41, 0x83, 0x47, 0x40, 1],
+            &[0x65, 0x67, 0x41, 0x8b, 0x07],
+        ],
+    );
+    add(
+        "string on a guest register",
+        &[&[0xaa], &[0xa4], &[0xac], &[0xf3, 0xab], &[0x65, 0x67, 0xac], &[0xd7], &[0x65, 0xd7]],
+    );
+    add(
+        "implicit memory",
+        &[
+            &[0x66, 0x0f, 0xf7, 0xc1],
+            &[0x0f, 0xf7, 0xc1],
+            &[0xc5, 0xf9, 0xf7, 0xc1],
+            &[0x65, 0x67, 0x66, 0x0f, 0x38, 0xf8, 0x00],
+        ],
+    );
+    add("gather", &[&[0xc4, 0xe2, 0x69, 0x92, 0x04, 0x08], &[0x65, 0x67, 0xc4, 0xe2, 0x69, 0x92, 0x04, 0x08]]);
+    add("EVEX", &[&[0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc1]]);
+    add("transaction", &[&[0xc7, 0xf8, 0, 0, 0, 0], &[0xc6, 0xf8, 0], &[0x0f, 0x01, 0xd5]]);
+    add("monitor", &[&[0x0f, 0x01, 0xc8], &[0x0f, 0x01, 0xc9], &[0x0f, 0xae, 0x38], &[0xf3, 0x0f, 0xae, 0xf0]]);
+    add("loop", &[&[0xe2, 0xfe]]);
+    all
+}

@@ -1,0 +1,96 @@
+//! What emitted code reaches through r15: saved registers, where to leave to, and constants of the current mode.
+
+/// Registers that emitted code gives a fixed meaning (iced and hardware numbering).
+///
+/// EAX, ECX, EDX, EBX, EBP, ESI and EDI live in the host registers of the same number with their upper halves zero;
+/// ESP lives in r14d. r8 to r11 are scratch within one guest instruction. RSP is the host's stack.
+pub mod host {
+    /// Holds [`super::INDEX_MASK`], for `pext`.
+    pub const MASK: u8 = 12;
+    /// Holds 30: the shift from a linear address to its quarter of the address space.
+    pub const QUARTER: u8 = 13;
+    /// Guest ESP.
+    pub const ESP: u8 = 14;
+    /// Points at the [`super::Context`].
+    pub const CONTEXT: u8 = 15;
+}
+
+/// Bits of a guest EIP that index the indirect-branch table.
+pub const INDEX_MASK: u64 = 0x3fff;
+/// Entries of an indirect-branch table.
+pub const INDEX_ENTRIES: usize = INDEX_MASK as usize + 1;
+
+/// Value of `Context::site` when emitted code was left because of a host fault.
+pub const SITE_FAULT: u32 = u32::MAX;
+/// Value of `Context::site` when an indirect branch missed: the target is in `Context::branch`.
+pub const SITE_INDIRECT: u32 = u32::MAX - 1;
+/// Value of `Context::site` when a signal asked for attention and execution stands at an instruction boundary.
+pub const SITE_KICKED: u32 = u32::MAX - 2;
+/// Value of `Context::site` when entering was abandoned because of a pending kick.
+pub const SITE_ABANDONED: u32 = u32::MAX - 3;
+
+/// The part of a processor that emitted code works on. Its layout is known to the emitter: fields are reached by
+/// `offset_of!`, the hot ones within a signed byte of the start.
+#[repr(C, align(64))]
+#[derive(Default)]
+pub struct Context {
+    /// EAX to EDI while outside emitted code.
+    pub gpr: [u32; 8],
+    /// Guest CF, PF, AF, ZF, SF, OF and DF, with the host's other flags.
+    pub flags: u64,
+    /// Guest EFLAGS.IF, in place.
+    pub interrupts: u32,
+    /// Guest EFLAGS but for IF and what is in `flags`; emitted code does not change it.
+    pub system_flags: u32,
+    /// 1 if something may want the processor's attention: looked at where IF may have become set.
+    pub pending: u64,
+    /// Host stack pointer to return on.
+    pub host_rsp: u64,
+    /// Host address that `enter` jumps to.
+    pub target: u64,
+    /// Host address that `resume_fp` goes on at.
+    pub resume: u64,
+    /// The current indirect-branch table.
+    pub branches: u64,
+    /// Index of the exit site that was left through, or a `SITE_*` value.
+    pub site: u32,
+    /// A signal asked for attention; `enter` returns at once while set.
+    pub kicked: u32,
+    /// 1 while guest x87/SSE/AVX state is *not* in host registers (inverted for `jrcxz`).
+    pub fp_absent: u64,
+    /// Linear base of ES, CS, SS, DS, FS, GS.
+    pub segment_base: [u32; 6],
+    /// Selectors of ES, CS, SS, DS, FS, GS, zero-extended.
+    pub selectors: [u32; 6],
+    /// Guest TSC minus host TSC.
+    pub tsc_offset: u64,
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u32,
+    /// Guest EIP of a missed indirect branch.
+    pub branch: u32,
+    /// Host address of the window to use for each quarter of the address space.
+    pub quarters: [u64; 4],
+    /// Host address of the window that GS-relative accesses use; `enter` loads GS base from it.
+    pub window: u64,
+    /// Top of the return stack; see `returns`.
+    pub return_stack: u64,
+    /// Address of `CpuState::xsave`.
+    pub xsave: u64,
+    /// MXCSR that Rust code expects.
+    pub host_mxcsr: u32,
+    /// Trap number of the fault that left emitted code.
+    pub fault_trap: u32,
+    /// Host instruction pointer of that fault.
+    pub fault_rip: u64,
+    /// CR2 of that fault.
+    pub fault_address: u64,
+    /// Hardware error code of that fault.
+    pub fault_error: u64,
+}
+
+impl Context {
+    /// A context outside emitted code.
+    pub fn new() -> Self {
+        Self { fp_absent: 1, host_mxcsr: 0x1f80, ..Self::default() }
+    }
+}

@@ -1,0 +1,121 @@
+//! Stage 1: guest bytes to instructions, along one trace.
+//!
+//! A trace starts at one EIP, follows fall-through and direct jumps, and stays in one page: what happens between pages
+//! is for links to check. Only its first instruction may run over into the next page; it is then alone. The page is
+//! copied once, so a guest that rewrites it meanwhile changes nothing half-way.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+
+use crate::cpu::Vcpu;
+use crate::mmu::{Access, FRAME_SIZE, walk};
+
+/// Guest instructions in a trace at most.
+const MAX_INSTRUCTIONS: usize = 64;
+/// Jumps followed in a trace at most.
+const MAX_JUMPS: usize = 8;
+
+/// The guest instructions of one block, in execution order.
+pub struct Trace {
+    /// Guest linear address of the first instruction.
+    pub eip: u32,
+    /// Physical address of the page that all of them lie in.
+    pub frame: u64,
+    /// Physical address of the second page, if the only instruction runs over into it.
+    pub second: Option<u64>,
+    /// The instructions; `ip` is the guest EIP. Empty if the first one cannot be taken from this page.
+    pub instructions: Vec<Instruction>,
+    /// Where execution goes after the last instruction if that does not transfer control itself.
+    pub next: u32,
+}
+
+impl Trace {
+    /// The range of page offsets that holds every instruction's bytes.
+    pub fn source(&self) -> (u16, u16) {
+        let offset = |eip: u32| eip as u16 & 0xfff;
+        let from = self.instructions.iter().map(|i| offset(i.ip32())).min();
+        let to = self.instructions.iter().map(|i| offset(i.ip32()) + i.len() as u16).max();
+        (from.unwrap_or(offset(self.eip)), to.unwrap_or(offset(self.eip) + 15))
+    }
+
+    /// True if the trace stopped within an instruction's length of the end of its page.
+    pub fn ends_short(&self) -> bool {
+        self.next & 0xfff > 0xfff - 15
+    }
+}
+
+/// Decodes the trace at `eip`, whose page is at physical address `frame`; code is 32-bit with base 0.
+pub fn decode(vcpu: &Vcpu, eip: u32, frame: u64) -> Trace {
+    let mut page = [0u8; FRAME_SIZE];
+    let mut trace = Trace { eip, frame, second: None, instructions: Vec::with_capacity(32), next: eip };
+    if !vcpu.mmu.ram.read(frame, &mut page) {
+        return trace;
+    }
+    match one(&page, eip) {
+        Ok(_) => {}
+        Err(DecoderError::NoMoreBytes) => {
+            straddling(vcpu, &page, &mut trace);
+            return trace;
+        }
+        Err(_) => return trace,
+    }
+    let mut jumps = 0;
+    while trace.instructions.len() < MAX_INSTRUCTIONS {
+        let at = trace.next;
+        let Ok(insn) = one(&page, at) else { break };
+        trace.next = at.wrapping_add(insn.len() as u32);
+        trace.instructions.push(insn);
+        match insn.flow_control() {
+            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            // What follows a call is where it most likely returns to.
+            FlowControl::Call | FlowControl::IndirectCall if insn.is_call_near() || insn.is_call_near_indirect() => {}
+            FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
+                let target = insn.near_branch32();
+                let seen = trace.instructions.iter().any(|i| i.ip32() == target);
+                jumps += 1;
+                if seen || (target ^ eip) & !0xfff != 0 || jumps > MAX_JUMPS {
+                    break;
+                }
+                trace.next = target;
+            }
+            _ => break,
+        }
+        if (trace.next ^ eip) & !0xfff != 0 {
+            break;
+        }
+    }
+    trace
+}
+
+/// Decodes the instruction at the end of `page` together with the page after it. Fetching both is what the processor
+/// is about to do, so setting the accessed bit is right.
+fn straddling(vcpu: &Vcpu, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
+    let user = vcpu.privilege().is_user();
+    // Code does not wrap: a fetch beyond 4 GiB is beyond the segment's limit.
+    let Some(next) = (trace.eip & !0xfff).checked_add(FRAME_SIZE as u32) else { return };
+    let Ok(second) = walk(&vcpu.mmu.ram, &vcpu.state, next, Access::Execute, user) else { return };
+    let tail = &page[trace.eip as usize % FRAME_SIZE..];
+    let mut bytes = [0; 30];
+    if tail.len() > 15 || !vcpu.mmu.ram.read(second.gpa, &mut bytes[tail.len()..tail.len() + 15]) {
+        return;
+    }
+    bytes[..tail.len()].copy_from_slice(tail);
+    let mut decoder = Decoder::with_ip(32, &bytes[..tail.len() + 15], trace.eip as u64, DecoderOptions::NONE);
+    let insn = decoder.decode();
+    if decoder.last_error() == DecoderError::None && insn.len() > tail.len() {
+        trace.next = insn.next_ip32();
+        trace.instructions.push(insn);
+        trace.second = Some(second.gpa & !0xfff);
+    }
+}
+
+/// The instruction at `at`, if it is valid and ends inside the page.
+fn one(page: &[u8; FRAME_SIZE], at: u32) -> Result<Instruction, DecoderError> {
+    let offset = at as usize % FRAME_SIZE;
+    let mut decoder = Decoder::with_ip(32, &page[offset..], at as u64, DecoderOptions::NONE);
+    let insn = decoder.decode();
+    match decoder.last_error() {
+        DecoderError::None if insn.len() <= 15 => Ok(insn),
+        DecoderError::None => Err(DecoderError::InvalidInstruction),
+        error => Err(error),
+    }
+}

@@ -1,0 +1,544 @@
+//! One turn of the engine's loop: events, mode, block, run, and what to do about the way it ended.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+
+use super::block::{Block, Key, Leave, Point, Site};
+use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
+use super::link::BranchTable;
+use super::mode::{HOST_FLAGS, Mode};
+use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
+use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
+use crate::engine::Exit;
+use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation, peek, walk};
+
+/// Faults of one instruction into devices after which it is interpreted without trying.
+const DEVICE_FAULTS: u32 = 4;
+/// Host trap number of a page fault.
+const TRAP_PAGE_FAULT: u32 = 14;
+/// Host page-fault error bit: the access was a write.
+const ERROR_WRITE: u64 = 2;
+
+/// What the context's windows are set up for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Active {
+    mode: Mode,
+    cr3: u32,
+    /// Index of the window that executed pages are noted in.
+    code_window: usize,
+    /// [`Shadow::version`](crate::mmu::Shadow::version) then.
+    version: u64,
+}
+
+/// How to get to a block again without asking anyone.
+#[derive(Clone, Copy)]
+struct Route {
+    active: Active,
+    target: u64,
+    window: u64,
+    quarters: [u64; 4],
+    branches: u64,
+}
+
+/// Entries of [`Routes`].
+const ROUTES: usize = 2048;
+
+/// Where execution recently went on after an exit, by guest EIP.
+pub struct Routes(Box<[Option<(u32, u64, Route)>]>);
+
+impl Routes {
+    /// No routes.
+    pub fn new() -> Self {
+        Self(vec![None; ROUTES].into())
+    }
+
+    fn index(eip: u32, mode: Mode) -> usize {
+        (eip ^ eip >> 11 ^ (mode.user() as u32) << 5) as usize % ROUTES
+    }
+
+    fn find(&self, eip: u32, mode: Mode, cr3: u32, version: u64) -> Option<Route> {
+        let (at, made, route) = self.0[Self::index(eip, mode)]?;
+        let same = at == eip && made == version && route.active.mode == mode && route.active.cr3 == cr3;
+        same.then_some(route)
+    }
+
+    fn add(&mut self, eip: u32, version: u64, route: Route) {
+        self.0[Self::index(eip, route.active.mode)] = Some((eip, version, route));
+    }
+}
+
+impl Translator {
+    /// Runs until something needs a decision. Some: the machine is wanted.
+    pub(super) fn turn(&mut self, vcpu: &mut Vcpu) -> Flow<Option<Exit>> {
+        if (vcpu.lines.any() || vcpu.state.halted)
+            && let Some(exit) = self.interp.events(vcpu)?
+        {
+            return Ok(Some(exit));
+        }
+        self.notices(vcpu);
+        if vcpu.state.shadow != InterruptShadow::None {
+            // One instruction runs before the next look at interrupts.
+            return self.interpret(vcpu).map(|_| None);
+        }
+        match Mode::of(vcpu) {
+            Some(mode) => {
+                // No instruction breakpoint is enabled: RF has nothing to hold back.
+                vcpu.state.eflags &= !eflags::RF;
+                self.translated(vcpu, mode).map(|_| None)
+            }
+            None => self.interpret(vcpu).map(|_| None),
+        }
+    }
+
+    fn translated(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Flow<()> {
+        let eip = vcpu.state.eip;
+        if let Some(route) = self.routes.find(eip, mode, vcpu.state.cr3, self.version())
+            && self.unlinked.is_none()
+            && !std::mem::take(&mut self.missed)
+        {
+            self.context.target = route.target;
+            if self.active != Some(route.active) {
+                self.stats.activations += 1;
+                self.active = Some(route.active);
+                self.context.window = route.window;
+                self.context.quarters = route.quarters;
+                self.context.branches = route.branches;
+            }
+            return self.go(vcpu);
+        }
+        let page = walk(&vcpu.mmu.ram, &vcpu.state, eip, Access::Execute, mode.user());
+        let Some(t) = page.ok().filter(|t| vcpu.mmu.ram.offset_of(t.gpa).is_some()) else {
+            return self.interpret(vcpu);
+        };
+        let active = self.activate(vcpu, mode);
+        let key = Key { eip, gpa: t.gpa, mode };
+        let id = match self.registry.find(&key) {
+            Some(id) if self.second_page_holds(vcpu, active, id) => id,
+            _ => self.translate(vcpu, key, &t),
+        };
+        self.enter_in_table(vcpu, active, key, &t, id);
+        if let Some(site) = self.unlinked.take() {
+            self.link(site, id, &t);
+        }
+        let block = self.registry.block(id);
+        self.context.target = block.start + block.main as u64;
+        if block.second.is_none() {
+            let c = &self.context;
+            let (window, quarters, branches) = (c.window, c.quarters, c.branches);
+            let route = Route { active, target: c.target, window, quarters, branches };
+            self.routes.add(eip, self.version(), route);
+        }
+        self.go(vcpu)
+    }
+
+    /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
+    fn version(&self) -> u64 {
+        self.generation + self.shadow.version()
+    }
+
+    /// True unless block `id` runs over into a page that is no longer where it was.
+    fn second_page_holds(&mut self, vcpu: &Vcpu, active: Active, id: u32) -> bool {
+        let block = self.registry.block(id);
+        let Some(second) = block.second else { return true };
+        let (next, user) = ((block.key.eip & !0xfff).wrapping_add(0x1000), block.key.mode.user());
+        let now = walk(&vcpu.mmu.ram, &vcpu.state, next, Access::Execute, user);
+        match now {
+            Ok(t) if t.gpa == second => {
+                self.shadow.note_executed(&vcpu.state, active.code_window, next, second, t.global);
+                true
+            }
+            _ => {
+                self.registry.invalidate(&mut self.cache, id);
+                self.purge();
+                false
+            }
+        }
+    }
+
+    /// Runs emitted code from `context.target`, and again while all that stopped it was a page to map.
+    fn go(&mut self, vcpu: &mut Vcpu) -> Flow<()> {
+        self.load(vcpu);
+        loop {
+            let before = X87Last::of(vcpu);
+            let site = execute::execute(&mut self.context, &self.trampolines);
+            self.context.kicked = 0;
+            if X87Last::of(vcpu).instruction != before.instruction {
+                self.conceal(vcpu, before);
+            }
+            let eip = match site {
+                SITE_FAULT => match self.fault(vcpu)? {
+                    true if !vcpu.lines.any() => continue,
+                    _ => return Ok(()),
+                },
+                SITE_KICKED => {
+                    self.stats.exits_kick += 1;
+                    let at = self.context.fault_rip;
+                    let found = self.registry.containing(at).and_then(|id| self.registry.block(id).boundary(at));
+                    let Some(origin) = found else { panic!("kicked at {at:#x}, which no block holds") };
+                    self.save(vcpu);
+                    vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
+                    origin.eip
+                }
+                SITE_INDIRECT => {
+                    self.stats.exits_indirect += 1;
+                    self.missed = true;
+                    self.save(vcpu);
+                    self.context.branch
+                }
+                SITE_ABANDONED => return Ok(()),
+                index => return self.leave(vcpu, index),
+            };
+            vcpu.state.eip = eip;
+            return Ok(());
+        }
+    }
+
+    /// The x87 instruction pointer was saved as the host's: makes it the guest's. FCS and FDS read as zero, as on
+    /// processors that deprecate them. Where the host has saved an opcode or an address since `before`, they are of the
+    /// emitted instruction, with registers renamed and segment bases added: the guest's code tells the rest.
+    fn conceal(&mut self, vcpu: &mut Vcpu, before: X87Last) {
+        let last = X87Last::of(vcpu);
+        let start = self.cache.start();
+        let at = start.wrapping_add((last.instruction as u32).wrapping_sub(start as u32) as u64);
+        let block = self.registry.containing(at).map(|id| self.registry.block(id));
+        let eip = block.and_then(|b| b.origin(at)).map_or(0, |o| o.eip);
+        let mut guest = X87Last { instruction: eip as u64, ..last };
+        // FNINIT leaves zeros.
+        let opcode = last.opcode != before.opcode && last.opcode != 0;
+        let address = last.address != before.address && last.address != 0;
+        if (opcode || address)
+            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, b, eip))
+        {
+            guest.opcode = if opcode { code } else { last.opcode };
+            let base = vcpu.state.seg[insn.memory_segment().number() % 6].base;
+            guest.address = last.address.wrapping_sub(if address { base } else { 0 });
+        }
+        guest.put(vcpu);
+    }
+
+    /// Emitted code left through exit site `index`.
+    fn leave(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
+        self.save(vcpu);
+        let Some(site) = self.registry.site(index) else { panic!("left through unknown site {index}") };
+        match site.leave {
+            Leave::Direct { eip, .. } => {
+                self.stats.exits_direct += 1;
+                vcpu.state.eip = eip;
+                self.unlinked = Some(index);
+                Ok(())
+            }
+            Leave::Pending(eip) => {
+                self.stats.exits_pending += 1;
+                vcpu.state.eip = eip;
+                Ok(())
+            }
+            Leave::Interpret(eip, mnemonic) => {
+                if let Some(count) = self.assists.get_mut(mnemonic as usize) {
+                    *count += 1;
+                }
+                self.stats.exits_interpret += 1;
+                vcpu.state.eip = eip;
+                self.assist(vcpu, index)
+            }
+        }
+    }
+
+    /// Has the instruction at EIP, which exit site `index` left for, interpreted. Its bytes are as when the block was
+    /// translated, or the block would be gone: it is decoded once.
+    fn assist(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
+        self.unlinked = None;
+        self.stats.interpreted += 1;
+        if let Some(prepared) = self.registry.prepared(index) {
+            return self.interp.step_prepared(vcpu, prepared);
+        }
+        let mut bytes = [0; 15];
+        let linear = vcpu.state.eip;
+        // No further than the page: only an instruction that goes on in the next one may mark that accessed.
+        let here = bytes.len().min(0x1000 - (linear & 0xfff) as usize);
+        if let Ok(length) = vcpu.fetch(linear, &mut bytes[..here])
+            && let Some(prepared) = self.interp.prepare(vcpu, &bytes[..length])
+        {
+            self.registry.keep_prepared(index, prepared);
+        }
+        self.interp.step(vcpu)
+    }
+
+    /// A host fault left emitted code. True if `context` is set up to try again.
+    fn fault(&mut self, vcpu: &mut Vcpu) -> Flow<bool> {
+        self.stats.exits_fault += 1;
+        let at = self.context.fault_rip;
+        let id = self.registry.containing(at);
+        let origin = id.and_then(|id| self.registry.block(id).origin(at));
+        let (Some(id), Some(origin)) = (id, origin) else {
+            panic!(
+                "host trap {} at {at:#x}, address {:#x}, belongs to no guest instruction",
+                self.context.fault_trap, self.context.fault_address
+            );
+        };
+        self.save(vcpu);
+        vcpu.state.eip = origin.eip;
+        vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
+        if self.returns.is_guard(self.context.fault_address) {
+            return Ok(false);
+        }
+        let located = self.shadow.locate(self.context.fault_address);
+        let Some((window, linear)) = located.filter(|_| self.context.fault_trap == TRAP_PAGE_FAULT) else {
+            return self.interpret(vcpu).map(|_| false);
+        };
+        let write = self.context.fault_error & ERROR_WRITE != 0;
+        let evicted = self.shadow.stats.windows_evicted;
+        let resolution = self.shadow.resolve(&vcpu.state, window, linear, write);
+        if self.shadow.stats.windows_evicted != evicted {
+            // One of the windows in use may be gone.
+            self.active = None;
+        }
+        match resolution {
+            Resolution::Mapped if self.active.is_none() => Ok(false),
+            Resolution::Mapped => {
+                let block = self.registry.block(id);
+                let Some(restart) = block.restart(at) else { return Ok(false) };
+                if restart.point == Point::Shadowed && vcpu.lines.any() {
+                    // Whatever is pending waits for this instruction.
+                    vcpu.state.shadow = InterruptShadow::Sti;
+                    return Ok(false);
+                }
+                self.context.target = block.start + restart.offset as u64;
+                if block.fp {
+                    // Leaving saved the state that the rest of the block takes to be loaded.
+                    self.context.resume = std::mem::replace(&mut self.context.target, self.trampolines.resume_fp);
+                }
+                self.context.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_sub(restart.esp_delta as u32);
+                Ok(true)
+            }
+            Resolution::CodeWrite => {
+                self.stats.code_stores += 1;
+                self.interpret(vcpu).map(|_| false)
+            }
+            Resolution::Interpret => {
+                self.learn(vcpu, id, origin.eip, window, linear);
+                self.interpret(vcpu).map(|_| false)
+            }
+        }
+    }
+
+    /// Remembers what the instruction at `eip` does, if that calls for other code.
+    fn learn(&mut self, vcpu: &mut Vcpu, id: u32, eip: u32, window: usize, linear: u32) {
+        let user = vcpu.state.cpl == 3;
+        // Only a look: the access may be about to fault, and then accessed bits stay as they are.
+        let Some(t) = peek(&vcpu.mmu.ram, &vcpu.state, linear, user) else { return };
+        if self.dynamic.len() + self.device_faults.len() > MAX_LEARNT {
+            self.dynamic.clear();
+            self.device_faults.clear();
+            self.interpreted.clear();
+        }
+        let rights = self.shadow.rights(window);
+        if vcpu.mmu.ram.offset_of(t.gpa).is_none() {
+            let count = self.device_faults.entry(eip).or_default();
+            *count += 1;
+            if *count >= DEVICE_FAULTS && self.interpreted.insert(eip) {
+                self.stats.learnt_interpreted += 1;
+                self.registry.invalidate(&mut self.cache, id);
+                self.purge();
+            }
+        } else if rights == Some(Rights::Kernel) && linear < KERNEL_SPLIT {
+            if self.dynamic.insert(eip) {
+                self.stats.learnt_dynamic += 1;
+                self.registry.invalidate(&mut self.cache, id);
+                self.purge();
+            }
+        } else if !user && matches!(rights, Some(Rights::User(_))) && !t.user {
+            // A supervisor page in the lower part: this address space needs a window of its own for the supervisor.
+            self.shadow.window(&vcpu.state, Rights::Low(vcpu.state.cr3));
+            self.active = None;
+        }
+    }
+
+    /// Sets up the context's windows for `mode`.
+    fn activate(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Active {
+        let cr3 = vcpu.state.cr3;
+        let version = self.shadow.version();
+        if let Some(active) = self.active.filter(|a| a.mode == mode && a.cr3 == cr3 && a.version == version) {
+            return active;
+        }
+        self.stats.activations += 1;
+        let state = &vcpu.state;
+        let code_window = if !mode.paging() {
+            let (index, base) = self.shadow.window(state, Rights::Physical);
+            self.context.quarters = [base; 4];
+            self.context.window = base;
+            index
+        } else if mode.user() {
+            let (index, base) = self.shadow.window(state, Rights::User(cr3));
+            self.context.quarters = [base; 4];
+            self.context.window = base;
+            index
+        } else {
+            let (kernel, high) = self.shadow.window(state, Rights::Kernel);
+            let low_rights = Rights::Low(cr3);
+            let own = mode.low_kernel() || self.shadow.exists(low_rights);
+            let (index, low) = self.shadow.window(state, if own { low_rights } else { Rights::User(cr3) });
+            self.context.quarters = [low, low, low, high];
+            self.context.window = high;
+            if mode.low_kernel() { index } else { kernel }
+        };
+        if self.shadow.take_code_changed(code_window) {
+            self.tables.retain(|(w, _), _| *w != code_window);
+            if mode.paging() && !mode.user() {
+                self.registry.unlink_pages(&mut self.cache);
+            }
+        }
+        if self.tables.len() >= MAX_TABLES && !self.tables.contains_key(&(code_window, mode)) {
+            self.tables.retain(|(w, _), _| *w == code_window);
+            if self.tables.len() >= MAX_TABLES {
+                self.tables.clear();
+            }
+        }
+        let miss = self.trampolines.miss;
+        let table = self.tables.entry((code_window, mode)).or_insert_with(|| BranchTable::new(miss));
+        self.context.branches = table.address();
+        let active = Active { mode, cr3, code_window, version: self.shadow.version() };
+        self.active = Some(active);
+        active
+    }
+
+    fn enter_in_table(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation, id: u32) {
+        self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
+        self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
+        if let Some(table) = self.tables.get_mut(&(active.code_window, key.mode)) {
+            table.insert(key.eip, self.registry.block(id).start);
+        }
+    }
+
+    /// Links exit site `site` to block `id`, whose page is `t`, if nothing can come between them unnoticed.
+    fn link(&mut self, site: u32, id: u32, t: &Translation) {
+        let Some(Site { block, leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { return };
+        let (from, to) = (self.registry.block(block), self.registry.block(id));
+        if eip != to.key.eip {
+            // An interrupt came between.
+            return;
+        }
+        let same_page = (from.key.eip ^ to.key.eip) & !0xfff == 0 && (from.key.gpa ^ to.key.gpa) & !0xfff == 0;
+        let fixed = !to.key.mode.paging() || (!to.key.mode.user() && t.global && from.global && to.global);
+        let same_page = same_page && to.second.is_none() && from.second.is_none();
+        if from.live && from.key.mode == to.key.mode && (same_page || fixed) {
+            self.registry.link(&mut self.cache, site, id);
+        }
+    }
+
+    /// Translates the block for `key`.
+    fn translate(&mut self, vcpu: &mut Vcpu, key: Key, t: &Translation) -> u32 {
+        if self.registry.is_full() {
+            self.flush_cache(vcpu);
+            self.activate(vcpu, key.mode);
+        }
+        let trace = decode::decode(vcpu, key.eip, key.gpa & !0xfff);
+        self.watch(vcpu, &trace);
+        let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
+        loop {
+            self.emitter.restart(self.cache.next());
+            let environment = translate::Environment {
+                mode: key.mode,
+                trampolines: &self.trampolines,
+                dynamic: &self.dynamic,
+                interpreted: &self.interpreted,
+                fixed,
+                first_site: self.registry.next_site(),
+            };
+            let translation = translate::translate(&mut self.emitter, &trace, &environment);
+            let length = self.emitter.code.len() as u32;
+            if let Some(start) = self.cache.append(&self.emitter.code) {
+                self.stats.blocks += 1;
+                self.stats.guest_instructions += trace.instructions.len() as u64;
+                self.stats.host_bytes += length as u64;
+                let second = trace.second;
+                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), t.global, second, translation);
+                self.check_block(id);
+                return id;
+            }
+            self.flush_cache(vcpu);
+            self.watch(vcpu, &trace);
+            self.activate(vcpu, key.mode);
+        }
+    }
+
+    /// Has stores to the pages of `trace` reported, by Rust code and by windows.
+    fn watch(&mut self, vcpu: &mut Vcpu, trace: &decode::Trace) {
+        for gpa in [Some(trace.frame), trace.second].into_iter().flatten() {
+            vcpu.mmu.watch_code(gpa);
+            self.shadow.protect_frame(gpa);
+        }
+    }
+
+    /// Copies state into the context.
+    fn load(&mut self, vcpu: &Vcpu) {
+        let (c, s) = (&mut self.context, &vcpu.state);
+        c.gpr = s.gpr;
+        c.flags = (s.eflags & HOST_FLAGS | eflags::FIXED) as u64;
+        c.interrupts = s.eflags & eflags::IF;
+        c.system_flags = s.eflags & !(HOST_FLAGS | eflags::IF);
+        c.pending = vcpu.lines.any() as u64;
+        c.tsc_offset = s.tsc_offset;
+        c.tsc_aux = s.msr.tsc_aux;
+        for i in 0..6 {
+            c.segment_base[i] = s.seg[i].base;
+            c.selectors[i] = s.seg[i].selector as u32;
+        }
+    }
+
+    /// Copies the context back into state. ESP is still without the delta of where emitted code stood.
+    fn save(&mut self, vcpu: &mut Vcpu) {
+        vcpu.state.gpr = self.context.gpr;
+        let c = &self.context;
+        vcpu.state.eflags = c.system_flags | c.interrupts | (c.flags as u32 & HOST_FLAGS);
+    }
+}
+
+/// What an XSAVE area says of the last x87 instruction (SDM vol. 1, table 10-2).
+#[derive(Clone, Copy)]
+struct X87Last {
+    /// FOP: the low three bits of the first opcode byte, then the second.
+    opcode: u16,
+    /// FIP and FCS.
+    instruction: u64,
+    /// FDP.
+    address: u32,
+}
+
+impl X87Last {
+    fn of(vcpu: &Vcpu) -> Self {
+        let area = &vcpu.state.xsave.0;
+        let (mut instruction, mut address) = ([0; 8], [0; 4]);
+        instruction.copy_from_slice(&area[8..16]);
+        address.copy_from_slice(&area[16..20]);
+        Self {
+            opcode: u16::from_le_bytes([area[6], area[7]]),
+            instruction: u64::from_le_bytes(instruction),
+            address: u32::from_le_bytes(address),
+        }
+    }
+
+    fn put(self, vcpu: &mut Vcpu) {
+        let area = &mut vcpu.state.xsave.0;
+        area[6..8].copy_from_slice(&self.opcode.to_le_bytes());
+        area[8..16].copy_from_slice(&self.instruction.to_le_bytes());
+        area[16..20].copy_from_slice(&self.address.to_le_bytes());
+        area[20..24].fill(0);
+    }
+}
+
+/// The x87 instruction at `eip`, which `block` translates, and its FOP.
+fn guest_instruction(ram: &GuestRam, block: &Block, eip: u32) -> Option<(Instruction, u16)> {
+    let mut bytes = [0; 15];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        let at = eip.wrapping_add(i as u32);
+        // Only the only instruction of a block can run over into the second page.
+        let page = if (at ^ block.key.eip) & !0xfff == 0 { Some(block.key.gpa & !0xfff) } else { block.second };
+        let mut one = [0];
+        if page.is_some_and(|p| ram.read(p | (at & 0xfff) as u64, &mut one)) {
+            *byte = one[0];
+        }
+    }
+    let insn = Decoder::with_ip(32, &bytes, eip as u64, DecoderOptions::NONE).decode();
+    // All that comes before D8 to DF are prefixes.
+    let first = bytes[..14].iter().position(|b| b & 0xf8 == 0xd8)?;
+    Some((insn, (bytes[first] as u16 & 7) << 8 | bytes[first + 1] as u16))
+}

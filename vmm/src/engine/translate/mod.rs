@@ -1,0 +1,338 @@
+//! The translating engine: guest instructions become host instructions that do the same, in a cache of host code.
+//!
+//! The stages are files, in this order: `decode` → `classify` → `translate` → `emit` → `link` → `execute` → `fault`. This
+//! file is the loop around them: find or make the block for the current EIP, run emitted code until it leaves, deal with
+//! why it left. What is not translated, one instruction at a time, is done by the interpreter.
+
+mod block;
+mod cache;
+mod check;
+mod classify;
+mod context;
+mod decode;
+mod dispatch;
+mod emit;
+mod execute;
+mod fault;
+mod link;
+mod mode;
+mod returns;
+#[cfg(test)]
+mod tests;
+mod trampoline;
+// The stage has its name from the design.
+#[allow(clippy::module_inception)]
+mod translate;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use iced_x86::Mnemonic;
+
+use self::cache::CodeCache;
+use self::context::Context;
+use self::emit::Emitter;
+use self::link::{BranchTable, Registry};
+use self::mode::Mode;
+use self::returns::ReturnStack;
+use self::trampoline::Trampolines;
+use super::interp::Interpreter;
+use super::{Engine, Exit};
+use crate::cpu::{Flow, Stop, Vcpu};
+use crate::mmu::{Flush, GuestRam, Shadow, ShadowError};
+
+/// Size of the code cache in bytes.
+const CACHE_SIZE: usize = 32 << 20;
+/// Addresses remembered at most as needing special code; beyond, they are learnt again.
+const MAX_LEARNT: usize = 1 << 16;
+/// Indirect-branch tables kept at most, of 128 KiB each.
+const MAX_TABLES: usize = 192;
+
+/// Why the translator cannot run on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum TranslatorError {
+    /// A processor or kernel feature is missing.
+    #[error("the translator needs {0}, which this host does not offer: use --engine interp")]
+    Missing(&'static str),
+    /// The code cache could not be made.
+    #[error("making the code cache")]
+    Cache(#[from] cache::CacheError),
+    /// The return stack could not be made.
+    #[error("mapping the return stack")]
+    Returns(#[source] nix::Error),
+    /// The windows could not be made.
+    #[error("making shadow windows")]
+    Shadow(#[from] ShadowError),
+    /// The common code could not be assembled.
+    #[error("assembling the code cache's common code")]
+    Assemble(#[from] iced_x86::IcedError),
+}
+
+/// Counters for `--stats`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stats {
+    blocks: u64,
+    guest_instructions: u64,
+    host_bytes: u64,
+    checked: u64,
+    invalidations: u64,
+    code_stores: u64,
+    cache_flushes: u64,
+    exits_direct: u64,
+    exits_indirect: u64,
+    exits_interpret: u64,
+    exits_fault: u64,
+    exits_pending: u64,
+    exits_kick: u64,
+    interpreted: u64,
+    learnt_dynamic: u64,
+    learnt_interpreted: u64,
+    activations: u64,
+}
+
+/// The translating engine of one processor.
+pub struct Translator {
+    context: Box<Context>,
+    cache: CodeCache,
+    trampolines: Box<Trampolines>,
+    /// Bytes of the cache that the common code takes.
+    common: usize,
+    emitter: Emitter,
+    registry: Box<Registry>,
+    shadow: Shadow,
+    returns: ReturnStack,
+    interp: Interpreter,
+    /// Indirect-branch tables by window and mode.
+    tables: HashMap<(usize, Mode), BranchTable>,
+    /// Supervisor instructions that touch the lower part of the address space.
+    dynamic: HashSet<u32>,
+    /// Instructions that reach devices.
+    interpreted: HashSet<u32>,
+    device_faults: HashMap<u32, u32>,
+    /// What the context's windows were last set up for.
+    active: Option<dispatch::Active>,
+    /// Ways back into emitted code that were taken lately.
+    routes: dispatch::Routes,
+    /// Counts what makes routes wrong.
+    generation: u64,
+    /// The table did not lead to the next block: it is to be entered there.
+    missed: bool,
+    /// An exit site that may be linked to the next block.
+    unlinked: Option<u32>,
+    /// Entries of non-global pages are in supervisor tables: a CR3 write empties them.
+    local_entries: bool,
+    /// Check every block after translation.
+    verify: bool,
+    stats: Stats,
+    /// Instructions that emitted code left to have interpreted, by kind.
+    assists: Vec<u64>,
+}
+
+impl Translator {
+    /// A translator for a processor over `ram`.
+    pub fn new(ram: &Arc<GuestRam>) -> Result<Self, TranslatorError> {
+        for (present, name) in [
+            (std::is_x86_feature_detected!("bmi2"), "BMI2 (Intel Haswell, AMD Zen or later)"),
+            (std::is_x86_feature_detected!("xsave"), "XSAVE"),
+            (fsgsbase(), "FSGSBASE enabled by the kernel (Linux 5.9 or later)"),
+        ] {
+            if !present {
+                return Err(TranslatorError::Missing(name));
+            }
+        }
+        let mut cache = CodeCache::new(CACHE_SIZE)?;
+        let (code, trampolines) = trampoline::assemble(cache.next())?;
+        cache.append(&code);
+        let returns = ReturnStack::new(trampolines.underflow).map_err(TranslatorError::Returns)?;
+        // vm.max_map_count defaults to 65,530; leave room for everything else in the process.
+        let shadow = Shadow::new(ram.clone(), 48_000)?;
+        Ok(Self {
+            context: Box::new(Context::new()),
+            common: cache.used(),
+            emitter: Emitter::new(cache.next()),
+            cache,
+            trampolines: Box::new(trampolines),
+            registry: Box::default(),
+            shadow,
+            returns,
+            interp: Interpreter::new(),
+            tables: HashMap::new(),
+            dynamic: HashSet::new(),
+            interpreted: HashSet::new(),
+            device_faults: HashMap::new(),
+            active: None,
+            routes: dispatch::Routes::new(),
+            generation: 0,
+            missed: false,
+            unlinked: None,
+            local_entries: false,
+            verify: cfg!(any(test, debug_assertions)),
+            stats: Stats::default(),
+            assists: vec![0; Mnemonic::values().len()],
+        })
+    }
+
+    /// Executes one instruction in the interpreter, delivering what it raises.
+    fn interpret(&mut self, vcpu: &mut Vcpu) -> Flow<()> {
+        self.stats.interpreted += 1;
+        self.unlinked = None;
+        self.interp.step(vcpu)
+    }
+
+    /// Acts on what the guest, through Rust code, changed behind the translations.
+    fn notices(&mut self, vcpu: &mut Vcpu) {
+        if vcpu.mmu.has_code_writes() {
+            for frame in vcpu.mmu.take_code_writes() {
+                self.refresh_frame(vcpu, frame);
+            }
+        }
+        if !vcpu.mmu.has_flushes() {
+            return;
+        }
+        self.active = None;
+        self.generation += 1;
+        for flush in vcpu.mmu.take_flushes() {
+            match flush {
+                Flush::Page(linear) => self.shadow.synchronise_page(&vcpu.state, linear),
+                Flush::NonGlobal => {
+                    self.shadow.flush_local();
+                    if std::mem::take(&mut self.local_entries) {
+                        self.tables.iter_mut().filter(|((_, mode), _)| !mode.user()).for_each(|(_, t)| t.clear());
+                    }
+                }
+                Flush::All => {
+                    self.shadow.forget_all();
+                    self.registry.unlink_pages(&mut self.cache);
+                    self.tables.clear();
+                }
+            }
+        }
+    }
+
+    /// The frame at `gpa` was stored to: forgets what was translated from bytes that changed.
+    fn refresh_frame(&mut self, vcpu: &mut Vcpu, gpa: u64) {
+        let (dead, watch) = self.registry.refresh_frame(&mut self.cache, &vcpu.mmu.ram, gpa);
+        self.stats.invalidations += dead as u64;
+        self.purge();
+        if !watch {
+            vcpu.mmu.ram.clear_code(gpa);
+        }
+    }
+
+    /// Takes forgotten blocks out of the branch tables.
+    fn purge(&mut self) {
+        for (eip, start) in self.registry.take_dead() {
+            self.generation += 1;
+            self.tables.values_mut().for_each(|t| t.remove(eip, start));
+            self.unlinked = None;
+        }
+    }
+
+    /// Empties the code cache.
+    fn flush_cache(&mut self, vcpu: &mut Vcpu) {
+        self.stats.cache_flushes += 1;
+        for frame in self.registry.frames() {
+            vcpu.mmu.ram.clear_code(frame);
+        }
+        *self.registry = Registry::default();
+        self.tables.clear();
+        self.unlinked = None;
+        self.active = None;
+        self.cache.truncate(self.common);
+        self.generation += 1;
+    }
+
+    /// True if `address` is a place where emitted code may be left. Called from a signal handler.
+    fn is_boundary(owner: *const (), address: u64) -> bool {
+        execute::with_registry(owner, |registry| {
+            registry.containing(address).is_some_and(|id| registry.block(id).boundary(address).is_some())
+        })
+    }
+}
+
+impl Engine for Translator {
+    fn name(&self) -> &'static str {
+        "translate"
+    }
+
+    fn run(&mut self, vcpu: &mut Vcpu) -> Exit {
+        let attachment = fault::Attachment {
+            context: &mut *self.context,
+            trampolines: &*self.trampolines,
+            cache: (self.cache.start(), self.cache.start() + self.cache.size() as u64),
+            boundary: Self::is_boundary,
+            owner: std::ptr::from_ref::<Registry>(&self.registry).cast(),
+        };
+        if let Err(e) = fault::attach(attachment) {
+            panic!("installing fault handlers: {e}");
+        }
+        self.context.return_stack = self.returns.top();
+        self.context.xsave = vcpu.state.xsave.0.as_ptr() as u64;
+        let exit = loop {
+            match self.turn(vcpu) {
+                Ok(None) => {}
+                Ok(Some(exit)) => break exit,
+                Err(Stop::TripleFault) => break Exit::Shutdown,
+                Err(Stop::Unsupported(what)) => break Exit::Unsupported(what),
+                // `interpret` delivers exceptions; one that is left over could not be.
+                Err(Stop::Exception(_)) => break Exit::Shutdown,
+            }
+        };
+        fault::detach();
+        exit
+    }
+
+    fn invalidate(&mut self, vcpu: &mut Vcpu, start: u64, end: u64) {
+        for frame in self.registry.frames() {
+            if frame < end && frame + 4096 > start {
+                self.refresh_frame(vcpu, frame);
+            }
+        }
+    }
+
+    fn stats(&self) -> Vec<(String, u64)> {
+        let (s, w) = (&self.stats, &self.shadow.stats);
+        let counters = [
+            ("blocks translated", s.blocks),
+            ("guest instructions translated", s.guest_instructions),
+            ("host bytes emitted", s.host_bytes),
+            ("blocks checked", s.checked),
+            ("blocks invalidated", s.invalidations),
+            ("stores to code pages", s.code_stores),
+            ("code cache flushes", s.cache_flushes),
+            ("exits: direct branch", s.exits_direct),
+            ("exits: indirect branch", s.exits_indirect),
+            ("exits: interpret", s.exits_interpret),
+            ("exits: fault", s.exits_fault),
+            ("exits: pending", s.exits_pending),
+            ("exits: kick", s.exits_kick),
+            ("instructions interpreted", s.interpreted),
+            ("sites learnt: picks its window", s.learnt_dynamic),
+            ("sites learnt: reaches a device", s.learnt_interpreted),
+            ("window switches", s.activations),
+            ("shadow faults", w.faults),
+            ("pages mapped", w.pages_mapped),
+            ("pages unmapped", w.pages_unmapped),
+            ("pages write-protected", w.pages_protected),
+            ("windows made", w.windows_made),
+            ("windows evicted", w.windows_evicted),
+            ("windows synchronised", w.syncs),
+            ("page tables found changed", w.tables_changed),
+        ];
+        let named = counters.into_iter().map(|(name, value)| (name.to_string(), value));
+        let mut kinds: Vec<_> = Mnemonic::values()
+            .zip(&self.assists)
+            .filter(|(_, count)| **count != 0)
+            .map(|(kind, count)| (format!("assist: {kind:?}"), *count))
+            .collect();
+        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        named.chain(kinds).collect()
+    }
+}
+
+/// True if the kernel lets user code use WRGSBASE (AT_HWCAP2 bit 1).
+#[allow(unsafe_code)]
+fn fsgsbase() -> bool {
+    // SAFETY: getauxval takes a plain number and has no preconditions.
+    unsafe { libc::getauxval(libc::AT_HWCAP2) & 2 != 0 }
+}

@@ -1,0 +1,335 @@
+//! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
+
+use std::sync::Arc;
+
+use iced_x86::code_asm::*;
+
+use super::Translator;
+use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, reg, seg};
+use crate::engine::interp::Interpreter;
+use crate::engine::{Engine, Exit};
+use crate::mmu::GuestRam;
+
+struct NullBus;
+
+impl Bus for NullBus {
+    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
+        0x1234_5678_9abc_def0
+    }
+    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
+    fn acknowledge(&self, _: usize) -> Option<u8> {
+        None
+    }
+    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
+        None
+    }
+    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
+        false
+    }
+}
+
+pub(super) const CODE: u32 = 0x10_0000;
+pub(super) const DATA: u32 = 0x20_0000;
+const STACK: u32 = 0x30_0000;
+const RAM: u64 = 16 << 20;
+
+/// A processor in flat 32-bit protected mode at ring 0 with paging off, about to run `program` at [`CODE`].
+pub(super) fn machine(program: &[u8]) -> Vcpu {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    assert!(ram.write(CODE as u64, program));
+    let mut v = Vcpu::new(0, ram, Arc::new(NullBus), Arc::new(Lines::default()));
+    let flat = |selector, kind| Segment {
+        base: 0,
+        limit: u32::MAX,
+        attr: attr::P | attr::S | attr::DB | attr::G | attr::RW | attr::ACCESSED | kind,
+        selector,
+        pad: 0,
+    };
+    v.state.cr0 |= cr0::PE | cr0::NE;
+    v.state.cr4 |= cr4::OSFXSR;
+    v.state.seg = [flat(16, 0); 6];
+    v.state.seg[seg::CS] = flat(8, attr::CODE);
+    v.state.gpr = [1, 2, 3, 4, STACK, 6, DATA, DATA + 0x1000];
+    v.state.eip = CODE;
+    v
+}
+
+/// Runs `program` to its HLT on both engines and compares state and RAM; the final state.
+fn agree(build: impl Fn(&mut CodeAssembler)) -> CpuState {
+    let mut a = CodeAssembler::new(32).unwrap();
+    build(&mut a);
+    a.hlt().unwrap();
+    let program = a.assemble(CODE as u64).unwrap();
+    let (mut left, mut right) = (machine(&program), machine(&program));
+    let mut interp = Interpreter::new();
+    assert_eq!(interp.run(&mut left), Exit::Halted);
+    let mut translator = Translator::new(&right.mmu.ram).unwrap();
+    assert_eq!(translator.run(&mut right), Exit::Halted);
+    translator.check_all();
+    for (i, (l, r)) in left.state.xsave.0.iter().zip(&right.state.xsave.0).enumerate() {
+        assert_eq!(l, r, "XSAVE area at byte {i}");
+    }
+    assert_eq!(left.state, right.state);
+    let (mut l, mut r) = (vec![0; RAM as usize], vec![0; RAM as usize]);
+    assert!(left.mmu.ram.read(0, &mut l) && right.mmu.ram.read(0, &mut r));
+    assert!(l == r, "RAM differs");
+    right.state
+}
+
+#[test]
+fn a_loop_with_calls_and_stack_traffic() {
+    let state = agree(|a| {
+        let mut head = a.create_label();
+        let mut function = a.create_label();
+        let mut done = a.create_label();
+        a.mov(ecx, 1000).unwrap();
+        a.xor(eax, eax).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.push(ecx).unwrap();
+        a.call(function).unwrap();
+        a.add(esp, 4).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+        a.jmp(done).unwrap();
+        a.set_label(&mut function).unwrap();
+        a.push(ebp).unwrap();
+        a.mov(ebp, esp).unwrap();
+        a.sub(esp, 16).unwrap();
+        a.mov(edx, dword_ptr(ebp + 8)).unwrap();
+        a.mov(dword_ptr(ebp - 4), edx).unwrap();
+        a.add(eax, dword_ptr(esp + 12)).unwrap();
+        a.leave().unwrap();
+        a.ret().unwrap();
+        a.set_label(&mut done).unwrap();
+        a.nop().unwrap();
+    });
+    assert_eq!(state.gpr[reg::EAX], 500_500);
+}
+
+#[test]
+fn strings_and_flags() {
+    agree(|a| {
+        a.mov(ecx, 5000).unwrap();
+        a.mov(eax, 0x1234_5678).unwrap();
+        a.mov(edi, DATA).unwrap();
+        a.rep().stosd().unwrap();
+        a.mov(ecx, 3000).unwrap();
+        a.mov(esi, DATA).unwrap();
+        a.mov(edi, DATA + 0x8000).unwrap();
+        a.rep().movsb().unwrap();
+        a.stc().unwrap();
+        a.push(eax).unwrap();
+        a.sbb(eax, ecx).unwrap();
+        a.lahf().unwrap();
+        a.pushfd().unwrap();
+        a.pop(ebx).unwrap();
+        a.std().unwrap();
+        a.movsd().unwrap();
+        a.cld().unwrap();
+        a.mov(ecx, 100).unwrap();
+        a.mov(edi, DATA).unwrap();
+        a.mov(al, 0x99).unwrap();
+        a.repne().scasb().unwrap();
+        a.mov(ah, byte_ptr(esp)).unwrap();
+        a.xchg(esp, eax).unwrap();
+        a.xchg(esp, eax).unwrap();
+    });
+}
+
+#[test]
+fn code_that_rewrites_itself() {
+    let state = agree(|a| {
+        let mut head = a.create_label();
+        let mut patched = a.create_label();
+        a.mov(ecx, 20).unwrap();
+        a.xor(eax, eax).unwrap();
+        let mut here = a.create_label();
+        a.call(here).unwrap();
+        a.set_label(&mut here).unwrap();
+        a.pop(esi).unwrap();
+        a.set_label(&mut head).unwrap();
+        // pop (1) and inc (3) precede `mov edx, imm32`, whose immediate is one byte further.
+        a.inc(dword_ptr(esi + 5)).unwrap();
+        a.set_label(&mut patched).unwrap();
+        a.mov(edx, 0).unwrap();
+        a.add(eax, edx).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+    });
+    assert_eq!(state.gpr[reg::EAX], 210);
+}
+
+#[test]
+fn devices_are_reached() {
+    agree(|a| {
+        let mut head = a.create_label();
+        a.mov(ecx, 20).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.mov(eax, dword_ptr(0xd000_0000u32)).unwrap();
+        a.mov(dword_ptr(DATA + 4), eax).unwrap();
+        a.mov(byte_ptr(0xd000_0000u32), al).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+    });
+}
+
+#[test]
+fn floating_point_survives_exits() {
+    agree(|a| {
+        let mut head = a.create_label();
+        a.mov(ecx, 50).unwrap();
+        a.fninit().unwrap();
+        a.fld1().unwrap();
+        a.set_label(&mut head).unwrap();
+        a.fld1().unwrap();
+        a.faddp(st1, st0).unwrap();
+        a.cpuid().unwrap();
+        a.mov(ecx, dword_ptr(DATA)).unwrap();
+        a.inc(ecx).unwrap();
+        a.mov(dword_ptr(DATA), ecx).unwrap();
+        a.cmp(ecx, 50).unwrap();
+        a.jne(head).unwrap();
+        a.fstp(qword_ptr(DATA + 16)).unwrap();
+        a.fninit().unwrap();
+    });
+}
+
+/// The first access to a page leaves emitted code in the middle of a block that has x87 and SSE state loaded.
+#[test]
+fn floating_point_survives_page_faults() {
+    agree(|a| {
+        let mut head = a.create_label();
+        a.mov(ecx, 50).unwrap();
+        a.fninit().unwrap();
+        a.fldpi().unwrap();
+        a.xorps(xmm1, xmm1).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.fld1().unwrap();
+        a.faddp(st1, st0).unwrap();
+        a.movd(xmm0, ecx).unwrap();
+        a.mov(dword_ptr(edi), ecx).unwrap();
+        a.paddd(xmm1, xmm0).unwrap();
+        a.fadd_2(st0, st0).unwrap();
+        a.add(edi, 0x1000).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+        a.fstp(qword_ptr(DATA + 16)).unwrap();
+        a.movd(eax, xmm1).unwrap();
+        a.fninit().unwrap();
+    });
+}
+
+#[test]
+fn an_endless_loop_hears_a_request() {
+    for (body, name) in [(&[0xeb, 0xfe][..], "jmp $"), (&[0x40, 0x50, 0x58, 0xeb, 0xfb][..], "push/pop")] {
+        let mut v = machine(body);
+        let lines = v.lines.clone();
+        #[allow(unsafe_code)]
+        // SAFETY: gettid has no preconditions.
+        lines.set_thread(unsafe { libc::gettid() });
+        let other = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            lines.request();
+        });
+        let mut translator = Translator::new(&v.mmu.ram).unwrap();
+        assert_eq!(translator.run(&mut v), Exit::Requested, "{name}");
+        assert_eq!(v.state.gpr[reg::ESP], STACK - if v.state.eip == CODE + 2 { 4 } else { 0 }, "{name}");
+        other.join().unwrap();
+    }
+}
+
+/// A long repeated string instruction is left between two iterations and finishes later.
+#[test]
+fn a_repeated_instruction_is_interrupted_exactly() {
+    // 1: mov ecx, n; mov edi, DATA; rep stosd; jmp 1
+    let mut program = vec![0xb9];
+    program.extend((1u32 << 20).to_le_bytes());
+    program.push(0xbf);
+    program.extend(DATA.to_le_bytes());
+    program.extend([0xf3, 0xab, 0xeb, 0xf2]);
+    let mut v = machine(&program);
+    let lines = v.lines.clone();
+    #[allow(unsafe_code)]
+    // SAFETY: gettid has no preconditions.
+    lines.set_thread(unsafe { libc::gettid() });
+    let mut translator = Translator::new(&v.mmu.ram).unwrap();
+    for _ in 0..20 {
+        let lines = lines.clone();
+        let other = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            lines.request();
+        });
+        assert_eq!(translator.run(&mut v), Exit::Requested);
+        other.join().unwrap();
+        if v.state.eip == CODE + 10 {
+            let (count, at) = (v.state.gpr[reg::ECX], v.state.gpr[reg::EDI]);
+            assert_eq!(at.wrapping_sub(DATA) / 4 + count, 1 << 20, "ECX and EDI belong together");
+        }
+    }
+}
+
+/// Being left and entered again at any instruction changes nothing.
+#[test]
+fn kicks_change_nothing() {
+    let mut a = CodeAssembler::new(32).unwrap();
+    let (mut head, mut function, mut done) = (a.create_label(), a.create_label(), a.create_label());
+    a.mov(ecx, 3_000_000).unwrap();
+    a.xor(eax, eax).unwrap();
+    a.set_label(&mut head).unwrap();
+    a.push(ecx).unwrap();
+    a.push(eax).unwrap();
+    a.lea(edi, dword_ptr(DATA)).unwrap();
+    a.lea(esi, dword_ptr(esp)).unwrap();
+    a.cmpsb().unwrap();
+    a.pop(eax).unwrap();
+    a.call(function).unwrap();
+    a.pop(edx).unwrap();
+    a.dec(ecx).unwrap();
+    a.jne(head).unwrap();
+    a.jmp(done).unwrap();
+    a.set_label(&mut function).unwrap();
+    a.push(ebp).unwrap();
+    a.mov(ebp, esp).unwrap();
+    a.sub(esp, 16).unwrap();
+    a.mov(edx, dword_ptr(ebp + 8)).unwrap();
+    a.mov(dword_ptr(ebp - 4), edx).unwrap();
+    a.add(eax, dword_ptr(esp + 12)).unwrap();
+    a.adc(eax, 1).unwrap();
+    a.leave().unwrap();
+    a.ret().unwrap();
+    a.set_label(&mut done).unwrap();
+    a.hlt().unwrap();
+    let program = a.assemble(CODE as u64).unwrap();
+
+    let (mut calm, mut kicked) = (machine(&program), machine(&program));
+    assert_eq!(Translator::new(&calm.mmu.ram).unwrap().run(&mut calm), Exit::Halted);
+
+    let lines = kicked.lines.clone();
+    #[allow(unsafe_code)]
+    // SAFETY: gettid has no preconditions.
+    lines.set_thread(unsafe { libc::gettid() });
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let other = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::thread::sleep(std::time::Duration::from_micros(50));
+                lines.request();
+            }
+        }
+    });
+    let mut translator = Translator::new(&kicked.mmu.ram).unwrap();
+    let mut requests = 0;
+    while translator.run(&mut kicked) == Exit::Requested {
+        requests += 1;
+        assert_eq!(kicked.state.gpr[reg::ESP] & 3, 0);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    other.join().unwrap();
+    assert!(requests > 0);
+    assert_eq!(calm.state, kicked.state, "after {requests} requests");
+}
