@@ -6,6 +6,12 @@
 //!
 //! The process is given descriptors for all it uses: nothing here opens a file or a socket.
 
+pub mod boot;
+pub mod chipset;
 pub mod cpu;
 pub mod engine;
+pub mod inherit;
+pub mod launch;
+pub mod machine;
 pub mod mmu;
+pub mod outcome;

@@ -1,0 +1,148 @@
+//! The thread beside the processor: console, control channel, and timers while the processor runs. It never waits for
+//! the processor, so the operator's stop is served whatever the guest does.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::alarm::Alarm;
+use super::console::Console;
+use crate::chipset::Board;
+use crate::cpu::Lines;
+use crate::launch::{Channel, Request};
+
+/// What the processor's thread and the I/O thread share.
+pub struct Shared {
+    /// The board, for the deadline hook; it holds us in turn.
+    board: OnceLock<Weak<Board>>,
+    /// Wires into the processor.
+    pub lines: Arc<Lines>,
+    /// Goes off for the board's deadlines.
+    pub alarm: Alarm,
+    /// Wakes the I/O thread: the serial port has output, or room again, or the machine has ended.
+    pub wake: EventFd,
+    /// The operator wants the machine to end now.
+    stop: AtomicBool,
+    /// The processor's thread is done; what is left of the output is to be written.
+    ended: AtomicBool,
+}
+
+impl Shared {
+    /// Nothing asked for, alarm off.
+    pub fn new(lines: Arc<Lines>) -> nix::Result<Self> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        let alarm = Alarm::new()?;
+        let board = OnceLock::new();
+        Ok(Self { board, lines, alarm, wake, stop: AtomicBool::new(false), ended: AtomicBool::new(false) })
+    }
+
+    /// Says which board these belong to, once.
+    pub fn attach(&self, board: &Arc<Board>) {
+        let _ = self.board.set(Arc::downgrade(board));
+    }
+
+    /// The board's next deadline is earlier than it was.
+    pub fn deadline_moved(&self) {
+        let board = self.board.get().and_then(Weak::upgrade);
+        if let Some(deadline) = board.and_then(|b| b.next_deadline()) {
+            self.alarm.no_later_than(deadline);
+        }
+    }
+
+    /// Wakes the I/O thread.
+    pub fn wake(&self) {
+        // A full counter wakes as well.
+        let _ = self.wake.write(1);
+    }
+
+    /// True if the operator wants the machine to end.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.lines.request();
+    }
+
+    /// Lets the I/O thread finish.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.wake();
+    }
+}
+
+/// Runs until the machine has ended and its output is written, or the operator cares no more.
+pub fn run(shared: &Shared, board: &Board, control: &Channel, mut console: Console) {
+    let mut control_open = true;
+    loop {
+        let ended = shared.ended.load(Ordering::Acquire);
+        console.pump(board, false);
+        if ended && (!console.pending() || shared.stopped()) {
+            return;
+        }
+        let ready = wait(shared, control_open.then_some(control), &console);
+        let Some([alarm, wake, orders, stream]) = ready else { continue };
+        if !alarm.is_empty() {
+            shared.alarm.acknowledge();
+            board.advance();
+            if let Some(deadline) = board.next_deadline() {
+                shared.alarm.no_later_than(deadline);
+            }
+        }
+        if !wake.is_empty() {
+            let _ = shared.wake.read();
+        }
+        if !orders.is_empty() {
+            control_open = obey(shared, board, control);
+        }
+        if stream.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            console.pump(board, true);
+        }
+    }
+}
+
+/// Waits for any of alarm, wake, control and console. None if a signal came first.
+fn wait(shared: &Shared, control: Option<&Channel>, console: &Console) -> Option<[PollFlags; 4]> {
+    let input = PollFlags::POLLIN;
+    let mut places = vec![0, 1];
+    let mut fds = vec![PollFd::new(shared.alarm.as_fd(), input), PollFd::new(shared.wake.as_fd(), input)];
+    if let Some(control) = control {
+        places.push(2);
+        fds.push(PollFd::new(control.as_fd(), input));
+    }
+    if let Some((fd, flags)) = console.interest() {
+        places.push(3);
+        fds.push(PollFd::new(fd, flags));
+    }
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) => {}
+        Err(Errno::EINTR) => return None,
+        // Only bad descriptors or a lack of kernel memory: let the loop try again, without spinning hot.
+        Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+    }
+    let mut ready = [PollFlags::empty(); 4];
+    for (place, fd) in places.into_iter().zip(&fds) {
+        ready[place] = fd.revents().unwrap_or(PollFlags::empty());
+    }
+    Some(ready)
+}
+
+/// Carries out what the broker asks for. False once it is gone, which is a stop.
+fn obey(shared: &Shared, board: &Board, control: &Channel) -> bool {
+    match control.try_receive::<Request>() {
+        Ok(Some(Request::PowerButton)) => board.press_power_button(),
+        Ok(Some(Request::Stop)) => shared.stop(),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::debug!("control channel: {error}");
+            shared.stop();
+            return false;
+        }
+    }
+    true
+}

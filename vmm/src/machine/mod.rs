@@ -1,0 +1,319 @@
+//! The machine: RAM, board, processor and engine put together, and run to an end.
+//!
+//! The calling thread is the processor's: it runs the engine, does what the board asks of the machine, and sleeps while
+//! the guest is halted, until the board's next deadline or a kick. A second thread (`io`) watches the descriptors and,
+//! while the processor runs, the timers; it raises lines and kicks, and never touches the processor itself.
+
+mod alarm;
+mod console;
+mod io;
+mod kick;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::boot::tables::{self, Topology};
+use crate::boot::{BootError, Payload};
+use crate::chipset::{Board, BoardConfig, BoardEvent, Clock, Hook, Hooks};
+use crate::cpu::{CpuState, Lines, Vcpu, eflags, host_tsc, seg};
+use crate::engine::{self, Engine, EngineError, Exit};
+use crate::launch::{Channel, Report};
+use crate::mmu::{Flush, GuestRam, RamError};
+use crate::outcome::{Outcome, cause_chain};
+use console::Console;
+use io::Shared;
+
+/// A20 masked: address bit 20 reads as zero.
+const A20_MASKED: u32 = !(1 << 20);
+
+/// Why a machine could not be put together.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum MachineError {
+    #[error("choosing an engine")]
+    Engine(#[from] EngineError),
+    #[error("making guest RAM")]
+    Ram(#[from] RamError),
+    #[error("loading the guest")]
+    Boot(#[from] BootError),
+    #[error("making the machine's own timers and wake-ups")]
+    Host(#[from] nix::Error),
+    #[error("starting the I/O thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// What a machine is made of.
+pub struct Parts {
+    /// Guest RAM in bytes.
+    pub memory: u64,
+    /// The kernel and what goes along.
+    pub payload: Payload,
+    /// Name of what executes guest code.
+    pub engine: String,
+    /// The first serial port's stream socket.
+    pub console: Option<OwnedFd>,
+    /// Requests in, reports out.
+    pub control: Arc<Channel>,
+    /// A reset ends the machine.
+    pub no_reboot: bool,
+    /// When starting began, CLOCK_MONOTONIC in nanoseconds.
+    pub started_ns: u64,
+}
+
+/// A machine, loaded and ready to run.
+pub struct Machine {
+    ram: Arc<GuestRam>,
+    board: Arc<Board>,
+    vcpu: Vcpu,
+    engine: Box<dyn Engine>,
+    payload: Payload,
+    shared: Arc<Shared>,
+    control: Arc<Channel>,
+    console: Option<Console>,
+    no_reboot: bool,
+    started_ns: u64,
+    counters: Counters,
+}
+
+/// The machine's own counters.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    startup_ns: u64,
+    requests: u64,
+    halts: u64,
+    resets: u64,
+}
+
+impl Machine {
+    /// Assembles the machine and loads the guest.
+    pub fn new(parts: Parts) -> Result<Self, MachineError> {
+        let ram = Arc::new(GuestRam::new(parts.memory)?);
+        let engine = engine::create(&parts.engine, &ram)?;
+        let lines = Arc::new(Lines::default());
+        let shared = Arc::new(Shared::new(lines.clone())?);
+        let board = Self::board(&ram, &lines, &shared);
+        let vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
+        let mut machine = Self {
+            ram,
+            board,
+            vcpu,
+            engine,
+            payload: parts.payload,
+            shared,
+            control: parts.control,
+            console: Some(Console::new(parts.console)?),
+            no_reboot: parts.no_reboot,
+            started_ns: parts.started_ns,
+            counters: Counters::default(),
+        };
+        machine.load()?;
+        Ok(machine)
+    }
+
+    fn board(ram: &Arc<GuestRam>, lines: &Arc<Lines>, shared: &Arc<Shared>) -> Arc<Board> {
+        let utc = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let board = Board::new(BoardConfig {
+            ram: ram.clone(),
+            lines: vec![lines.clone()],
+            clock: Clock::host(),
+            utc_ns: u64::try_from(utc.as_nanos()).unwrap_or(0),
+            hooks: hooks(shared),
+        });
+        shared.attach(&board);
+        board
+    }
+
+    /// Puts guest and processor into their state at the kernel's entry. RAM is zero.
+    fn load(&mut self) -> Result<(), BootError> {
+        tables::write(Topology { processors: 1 }, &self.ram)?;
+        let entry = self.payload.load(&self.ram)?;
+        self.vcpu.state = CpuState { tsc_offset: host_tsc().wrapping_neg(), ..CpuState::default() };
+        entry.apply(&mut self.vcpu.state);
+        self.set_a20(self.board.a20());
+        Ok(())
+    }
+
+    /// Runs the guest to its end, reports it, and returns it. Must be called once.
+    pub fn run(mut self, stats: bool) -> Outcome {
+        let outcome = match self.start_io() {
+            Ok(io) => {
+                let outcome = self.execute();
+                self.shared.end();
+                // A panic there has been shown; the outcome stands.
+                let _ = io.join();
+                outcome
+            }
+            Err(error) => Outcome::StartFailed(cause_chain(&error)),
+        };
+        let stats = if stats { self.stats() } else { Vec::new() };
+        self.report(Report::Ended { outcome: outcome.clone(), stats });
+        outcome
+    }
+
+    fn start_io(&mut self) -> Result<thread::JoinHandle<()>, MachineError> {
+        kick::install()?;
+        let (shared, board, control) = (self.shared.clone(), self.board.clone(), self.control.clone());
+        let console = self.console.take().map_or_else(|| Console::new(None), Ok)?;
+        thread::Builder::new()
+            .name("io".into())
+            .spawn(move || io::run(&shared, &board, &control, console))
+            .map_err(MachineError::Thread)
+    }
+
+    /// The processor's life.
+    fn execute(&mut self) -> Outcome {
+        self.vcpu.lines.set_thread(nix::unistd::gettid().as_raw());
+        self.counters.startup_ns = self.board.clock().now().saturating_sub(self.started_ns);
+        self.report(Report::Started {
+            protocol: self.payload.protocol().into(),
+            engine: self.engine.name().into(),
+            startup_ns: self.counters.startup_ns,
+        });
+        let outcome = loop {
+            let ended = match self.engine.run(&mut self.vcpu) {
+                Exit::Requested => {
+                    self.counters.requests += 1;
+                    self.serve()
+                }
+                Exit::Halted => {
+                    self.counters.halts += 1;
+                    self.sleep();
+                    self.serve()
+                }
+                Exit::Shutdown => {
+                    let cs = self.vcpu.state.seg[seg::CS].selector;
+                    self.reset(&format!("triple fault near {cs:04x}:{:08x}", self.vcpu.state.eip))
+                }
+                Exit::Unsupported(what) => Some(Outcome::Unsupported(what.to_string())),
+            };
+            if let Some(outcome) = ended {
+                break outcome;
+            }
+        };
+        self.vcpu.lines.set_thread(0);
+        self.log_state();
+        outcome
+    }
+
+    /// Where the guest was, for those who ask why it is there.
+    fn log_state(&self) {
+        let s = &self.vcpu.state;
+        tracing::debug!(
+            "processor at the end: {:04x}:{:08x} eflags {:08x} cr0 {:08x} cr2 {:08x} cr3 {:08x} cr4 {:08x} gpr {:08x?}",
+            s.seg[seg::CS].selector,
+            s.eip,
+            s.eflags,
+            s.cr0,
+            s.cr2,
+            s.cr3,
+            s.cr4,
+            s.gpr
+        );
+    }
+
+    /// Does what the board and the operator ask for.
+    fn serve(&mut self) -> Option<Outcome> {
+        while let Some(event) = self.board.take_event() {
+            let ended = match event {
+                BoardEvent::PowerOff => Some(Outcome::PowerOff),
+                BoardEvent::DebugExit(code) => Some(Outcome::DebugExit(code as u8)),
+                BoardEvent::Reset => self.reset("the guest pulled the reset line"),
+                BoardEvent::Init(_) => {
+                    self.reset("INIT was sent to the boot processor, which has no firmware to go to")
+                }
+                BoardEvent::A20Changed(open) => {
+                    self.set_a20(open);
+                    None
+                }
+                BoardEvent::RamWritten { start, end } => {
+                    self.engine.invalidate(&mut self.vcpu, start, end);
+                    None
+                }
+                // The one processor there is does not wait for a start-up message.
+                BoardEvent::StartUp(..) => None,
+            };
+            if ended.is_some() {
+                return ended;
+            }
+        }
+        self.shared.stopped().then_some(Outcome::Stopped)
+    }
+
+    fn set_a20(&mut self, open: bool) {
+        let mask = if open { u32::MAX } else { A20_MASKED };
+        if self.vcpu.state.a20_mask != mask {
+            self.vcpu.state.a20_mask = mask;
+            self.vcpu.mmu.flush(Flush::All);
+        }
+    }
+
+    /// Starts the guest again from nothing, or ends if that is not wanted.
+    fn reset(&mut self, cause: &str) -> Option<Outcome> {
+        if self.no_reboot {
+            return Some(Outcome::Reset(cause.into()));
+        }
+        self.counters.resets += 1;
+        self.report(Report::Rebooted { cause: cause.into() });
+        self.board.reset();
+        // Events of the old life concern nobody.
+        while self.board.take_event().is_some() {}
+        self.ram.clear();
+        self.vcpu.mmu.flush(Flush::All);
+        self.engine.invalidate(&mut self.vcpu, 0, u64::MAX);
+        self.vcpu.lines.take_nmi();
+        match self.load() {
+            Ok(()) if self.shared.stopped() => Some(Outcome::Stopped),
+            Ok(()) => None,
+            Err(error) => Some(Outcome::StartFailed(cause_chain(&error))),
+        }
+    }
+
+    /// Sleeps while the processor is halted: until the board's next deadline, or a kick.
+    fn sleep(&mut self) {
+        let (board, lines) = (&self.board, &self.vcpu.lines);
+        // From here the deadline is this thread's to keep.
+        self.shared.alarm.off();
+        let deadline = board.next_deadline();
+        let timeout = deadline.map(|at| Duration::from_nanos(at.saturating_sub(board.clock().now())));
+        let interruptible = self.vcpu.state.eflags & eflags::IF != 0;
+        let blocked = self.vcpu.state.nmi_blocked;
+        let awake = || lines.requested() || (lines.nmi() && !blocked) || (lines.intr() && interruptible);
+        if timeout != Some(Duration::ZERO) {
+            kick::sleep_until_kicked(timeout, awake);
+        }
+        board.advance();
+        if let Some(deadline) = board.next_deadline() {
+            self.shared.alarm.no_later_than(deadline);
+        }
+    }
+
+    fn report(&self, report: Report) {
+        if let Err(error) = self.control.send(&report) {
+            tracing::debug!("reporting to the broker: {}", cause_chain(&error));
+        }
+    }
+
+    fn stats(&self) -> Vec<(String, u64)> {
+        let own = [
+            ("machine.requests", self.counters.requests),
+            ("machine.halts", self.counters.halts),
+            ("machine.resets", self.counters.resets),
+        ];
+        own.map(|(name, value)| (name.to_string(), value)).into_iter().chain(self.engine.stats()).collect()
+    }
+}
+
+/// What the board calls when it has something for the I/O thread.
+fn hooks(shared: &Arc<Shared>) -> Hooks {
+    let wake: Hook = {
+        let shared = shared.clone();
+        Arc::new(move || shared.wake())
+    };
+    let deadline: Hook = {
+        let shared = shared.clone();
+        Arc::new(move || shared.deadline_moved())
+    };
+    Hooks { deadline: Some(deadline), output: Some(wake.clone()), input_space: Some(wake) }
+}
