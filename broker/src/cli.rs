@@ -1,0 +1,113 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use vmm::launch::{MAX_MEMORY, MIN_MEMORY};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0        the guest powered off
+  odd      the guest wrote v to the ISA debug exit port 0xf4: (v << 1) | 1
+  2        the command line is wrong
+  4        the machine could not be started
+  6        the guest needs something that is not supported; the message names it
+  8        the guest reset under --no-reboot
+  10       stopped by the operator
+  12       the vmm process died: a bug
+
+Keys, with the console on a terminal:
+  Ctrl-A x quits, Ctrl-A p presses the power button, Ctrl-A a sends Ctrl-A, Ctrl-A h helps.
+  SIGTERM, SIGINT and SIGHUP press the power button; after 10 seconds, or at the second signal, the machine is stopped.";
+
+/// Runs unmodified 32-bit x86 guests without kernel module or hardware virtualization.
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a virtual machine with its serial console on standard input and output.
+    #[command(after_help = EXIT_CODES)]
+    Run(RunOptions),
+}
+
+/// What to run.
+#[derive(Args, Clone, Debug)]
+pub struct RunOptions {
+    /// Kernel: a Linux bzImage (vmlinuz) or a multiboot image
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk; a multiboot kernel gets it as a module
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    pub append: String,
+    /// Guest RAM in bytes, or with a suffix: K, M, G
+    #[arg(long, short, value_name = "SIZE", default_value = "512M", value_parser = memory_size)]
+    pub memory: u64,
+    /// What executes guest code: auto, translate or interp
+    #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "translate", "interp"])]
+    pub engine: String,
+    /// End instead of starting again when the guest resets
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Print the machine's counters at the end
+    #[arg(long)]
+    pub stats: bool,
+    /// Log as JSON lines rather than text
+    #[arg(long)]
+    pub json: bool,
+    /// Where the first serial port goes
+    #[arg(long, value_enum, default_value_t = Console::Stdio)]
+    pub console: Console,
+}
+
+/// Where the first serial port goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Console {
+    /// Standard input and output, raw if that is a terminal.
+    Stdio,
+    /// Output is discarded, there is no input.
+    None,
+}
+
+/// Parses `512M`, `1G`, `65536K` or bytes.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| "give a number, with K, M or G after it (for example 512M)")?;
+    let bytes = number.checked_mul(1 << shift).ok_or("too large")?;
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(4096) {
+        return Err("between 1M and 63G, in steps of 4K".into());
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn memory_sizes() {
+        assert_eq!(memory_size("512M"), Ok(512 << 20));
+        assert_eq!(memory_size("3g"), Ok(3 << 30));
+        assert_eq!(memory_size("1048576"), Ok(1 << 20));
+        for wrong in ["", "M", "-1M", "12q", "512", "1T", "99999999999G", "18446744073709551615G"] {
+            assert!(memory_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Carries the serial port's bytes between the operator's standard input and output and the vmm's console socket.
+//!
+//! Neither direction blocks this process: output is written only when the reader is ready for it, at most [`SAFE`]
+//! bytes at a time, and while it is not, the socket fills and the guest's serial port waits. No byte is lost.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+
+use crate::escape::{Action, Escape, HELP};
+
+/// What a pipe or terminal that polls writable takes without blocking (PIPE_BUF).
+const SAFE: usize = 4096;
+/// Bytes read at a time.
+const CHUNK: usize = 4096;
+
+/// Both directions, with what waits in each.
+#[derive(Debug)]
+pub struct Relay {
+    /// Keys are told from bytes: standard input is a raw terminal.
+    escape: Option<Escape>,
+    to_guest: Vec<u8>,
+    to_operator: Vec<u8>,
+    input_open: bool,
+    output_open: bool,
+    console_open: bool,
+}
+
+impl Relay {
+    /// `raw` says that standard input is a terminal in raw mode; without `stdio` output is discarded.
+    pub fn new(raw: bool, stdio: bool) -> Self {
+        Self {
+            escape: raw.then(Escape::default),
+            to_guest: Vec::new(),
+            to_operator: Vec::new(),
+            input_open: stdio,
+            output_open: stdio,
+            console_open: true,
+        }
+    }
+
+    /// True if standard input is to be polled for input.
+    pub fn wants_input(&self) -> bool {
+        self.input_open && self.to_guest.is_empty()
+    }
+    /// True if standard output is to be polled for room.
+    pub fn wants_output(&self) -> bool {
+        self.output_open && !self.to_operator.is_empty()
+    }
+    /// True if the console socket is to be polled for input.
+    pub fn wants_console(&self) -> bool {
+        self.console_open && self.to_operator.is_empty()
+    }
+    /// True if the console socket is to be polled for room.
+    pub fn wants_console_room(&self) -> bool {
+        self.console_open && !self.to_guest.is_empty()
+    }
+    /// True when the vmm has closed its end and everything has been shown.
+    pub fn finished(&self) -> bool {
+        !self.console_open && !self.wants_output()
+    }
+
+    /// Standard input is readable, or at its end. Returns what the operator's keys ask for.
+    pub fn read_input(&mut self) -> Vec<Action> {
+        let mut buffer = [0; CHUNK];
+        let length = match nix::unistd::read(io::stdin().as_fd(), &mut buffer) {
+            Ok(length) => length,
+            Err(nix::Error::EINTR | nix::Error::EAGAIN) => return Vec::new(),
+            // A terminal that went away; SIGHUP says the rest.
+            Err(_) => 0,
+        };
+        if length == 0 {
+            // The end of input is no reason to end the guest.
+            self.input_open = false;
+        }
+        let Some(escape) = &mut self.escape else {
+            self.to_guest.extend_from_slice(&buffer[..length]);
+            return Vec::new();
+        };
+        let actions = escape.filter(&buffer[..length], &mut self.to_guest);
+        if actions.contains(&Action::Help) {
+            self.to_operator.extend_from_slice(HELP.as_bytes());
+        }
+        actions
+    }
+
+    /// The console socket is readable, or at its end.
+    pub fn read_console(&mut self, console: &mut File) {
+        let mut buffer = [0; CHUNK];
+        match console.read(&mut buffer) {
+            Ok(0) => self.console_open = false,
+            Ok(length) if self.output_open => self.to_operator.extend_from_slice(&buffer[..length]),
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => self.console_open = false,
+        }
+    }
+
+    /// The console socket has room.
+    pub fn write_console(&mut self, console: &mut File) {
+        match console.write(&self.to_guest) {
+            Ok(length) => drop(self.to_guest.drain(..length)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            // The vmm is gone: its pidfd says the rest.
+            Err(_) => self.to_guest.clear(),
+        }
+    }
+
+    /// Standard output has room, or its reader is gone.
+    pub fn write_output(&mut self) {
+        let part = self.to_operator.len().min(SAFE);
+        match nix::unistd::write(io::stdout().as_fd(), &self.to_operator[..part]) {
+            Ok(length) => drop(self.to_operator.drain(..length)),
+            Err(nix::Error::EINTR | nix::Error::EAGAIN) => {}
+            Err(error) => {
+                tracing::warn!("standard output cannot be written ({error}); the console's output is discarded");
+                self.output_open = false;
+                self.to_operator.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! `bulkhead run`: opens, starts, watches, and says how it ended.
+
+use std::os::unix::process::ExitStatusExt;
+
+use vmm::outcome::{self, Outcome};
+
+use crate::cli::{Console, RunOptions};
+use crate::relay::Relay;
+use crate::resources::{ResourceError, Resources};
+use crate::signals::StopSignals;
+use crate::spawn::{self, SpawnError};
+use crate::supervise::{End, Supervisor};
+use crate::terminal::RawTerminal;
+
+/// Why a machine could not be run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RunError {
+    #[error("the machine was not started")]
+    Resources(#[from] ResourceError),
+    #[error("the machine was not started")]
+    Spawn(#[from] SpawnError),
+    #[error("the machine was not started: taking signals")]
+    Signals(#[source] nix::Error),
+    #[error("setting the terminal to raw mode")]
+    Terminal(#[source] std::io::Error),
+    #[error("watching the vmm")]
+    Watch(#[source] std::io::Error),
+    #[error("the vmm process died without a report ({0}): this is a bug in Bulkhead; its last words are above")]
+    Died(String),
+}
+
+impl RunError {
+    /// The exit code that this error becomes.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Resources(_) | Self::Spawn(_) | Self::Signals(_) | Self::Terminal(_) => outcome::START_FAILED,
+            Self::Watch(_) | Self::Died(_) => outcome::VMM_DIED,
+        }
+    }
+}
+
+/// Runs the machine to its end and returns the exit code.
+pub fn run(options: &RunOptions) -> Result<u8, RunError> {
+    let resources = Resources::open(options)?;
+    let signals = StopSignals::new().map_err(RunError::Signals)?;
+    let vmm = spawn::spawn(options, resources)?;
+    let stdio = options.console == Console::Stdio;
+    let terminal = match stdio {
+        true => RawTerminal::enter(std::io::stdin()).map_err(RunError::Terminal)?,
+        false => None,
+    };
+    let relay = Relay::new(terminal.is_some(), stdio);
+    let end = Supervisor::new(vmm, relay, signals).run().map_err(RunError::Watch)?;
+    drop(terminal);
+    conclude(end, options)
+}
+
+/// Says how it ended, prints counters, and finds the exit code.
+fn conclude(end: End, options: &RunOptions) -> Result<u8, RunError> {
+    if options.stats {
+        print_stats(&end.stats, options.json);
+    }
+    let Some(outcome) = end.outcome else {
+        if end.killed {
+            return Ok(outcome::STOPPED);
+        }
+        let how = match end.status.signal() {
+            Some(signal) => format!("signal {signal}"),
+            None => format!("exit code {}", end.status.code().unwrap_or_default()),
+        };
+        return Err(RunError::Died(how));
+    };
+    match &outcome {
+        Outcome::PowerOff | Outcome::DebugExit(_) => tracing::debug!("{outcome}"),
+        Outcome::Stopped | Outcome::Reset(_) => tracing::info!("{outcome}"),
+        Outcome::Unsupported(_) | Outcome::StartFailed(_) => tracing::error!("{outcome}"),
+    }
+    Ok(outcome.exit_code())
+}
+
+/// Counters go to standard error: standard output is the guest's.
+fn print_stats(stats: &[(String, u64)], json: bool) {
+    if json {
+        let map: serde_json::Map<String, serde_json::Value> =
+            stats.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
+        eprintln!("{}", serde_json::json!({ "stats": map }));
+        return;
+    }
+    let width = stats.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in stats {
+        eprintln!("{name:width$}  {value}");
+    }
+}

@@ -1,0 +1,233 @@
+//! Watches a running vmm: its console, its reports, its death, and the operator's signals, in one loop.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm::launch::{LaunchError, Report, Request};
+use vmm::outcome::Outcome;
+
+use crate::escape::Action;
+use crate::relay::Relay;
+use crate::signals::StopSignals;
+use crate::spawn::Vmm;
+
+/// How long a guest may take to shut down after the power button.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// How long the vmm may take to end after it was told to.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// How far the operator's wish to end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// The power button was pressed; at this time the machine is stopped.
+    Asked(Instant),
+    /// The vmm was told to stop; at this time it is killed.
+    Stopping(Instant),
+    Killed,
+}
+
+/// What became of the vmm.
+#[derive(Debug)]
+pub struct End {
+    /// Its last report, if it made one.
+    pub outcome: Option<Outcome>,
+    /// Counters.
+    pub stats: Vec<(String, u64)>,
+    /// How the process ended.
+    pub status: ExitStatus,
+    /// We killed it, because it did not answer.
+    pub killed: bool,
+}
+
+/// The loop's state.
+pub struct Supervisor {
+    vmm: Vmm,
+    relay: Relay,
+    signals: StopSignals,
+    ending: Ending,
+    outcome: Option<Outcome>,
+    stats: Vec<(String, u64)>,
+    control_open: bool,
+    status: Option<ExitStatus>,
+}
+
+impl Supervisor {
+    /// Takes over a vmm that was just started.
+    pub fn new(vmm: Vmm, relay: Relay, signals: StopSignals) -> Self {
+        let (outcome, stats, status) = (None, Vec::new(), None);
+        Self { vmm, relay, signals, ending: Ending::No, outcome, stats, control_open: true, status }
+    }
+
+    /// Runs until the vmm has ended and its output has been shown.
+    pub fn run(mut self) -> io::Result<End> {
+        loop {
+            if let Some(status) = self.status
+                && (self.relay.finished() || self.ending == Ending::Killed)
+            {
+                let (outcome, stats) = (self.outcome, self.stats);
+                return Ok(End { outcome, stats, status, killed: self.ending == Ending::Killed });
+            }
+            self.turn()?;
+        }
+    }
+
+    /// Waits for one thing or more, and serves it.
+    fn turn(&mut self) -> io::Result<()> {
+        let (stdin, stdout) = (io::stdin(), io::stdout());
+        let sources: [(BorrowedFd<'_>, PollFlags, bool); 6] = [
+            (self.signals.as_fd(), PollFlags::POLLIN, true),
+            (self.vmm.pidfd.as_fd(), PollFlags::POLLIN, self.status.is_none()),
+            (self.vmm.control.as_fd(), PollFlags::POLLIN, self.control_open),
+            (self.vmm.console.as_fd(), self.console_flags(), !self.console_flags().is_empty()),
+            (stdin.as_fd(), PollFlags::POLLIN, self.relay.wants_input() && self.status.is_none()),
+            (stdout.as_fd(), PollFlags::POLLOUT, self.relay.wants_output()),
+        ];
+        let active: Vec<usize> = (0..sources.len()).filter(|i| sources[*i].2).collect();
+        let mut fds: Vec<PollFd<'_>> = active.iter().map(|i| PollFd::new(sources[*i].0, sources[*i].1)).collect();
+        match poll(&mut fds, self.timeout()) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = [PollFlags::empty(); 6];
+        for (i, fd) in active.iter().zip(&fds) {
+            ready[*i] = fd.revents().unwrap_or(PollFlags::empty());
+        }
+        self.serve(ready)
+    }
+
+    fn console_flags(&self) -> PollFlags {
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::POLLIN, self.relay.wants_console());
+        flags.set(PollFlags::POLLOUT, self.relay.wants_console_room() && self.status.is_none());
+        flags
+    }
+
+    fn serve(&mut self, ready: [PollFlags; 6]) -> io::Result<()> {
+        let [signal, exited, control, console, input, output] = ready;
+        if !signal.is_empty() && self.signals.take().is_some() {
+            self.asked_to_end();
+        }
+        if !control.is_empty() {
+            self.take_reports();
+        }
+        if console.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            self.relay.read_console(&mut self.vmm.console);
+        }
+        if console.contains(PollFlags::POLLOUT) {
+            self.relay.write_console(&mut self.vmm.console);
+        }
+        if !input.is_empty() {
+            for action in self.relay.read_input() {
+                match action {
+                    Action::Quit => self.stop(),
+                    Action::PowerButton => self.request(Request::PowerButton),
+                    Action::Help => {}
+                }
+            }
+        }
+        if !output.is_empty() {
+            self.relay.write_output();
+        }
+        if !exited.is_empty() {
+            self.status = Some(self.vmm.child.wait()?);
+            self.take_reports();
+        }
+        self.check_patience()
+    }
+
+    fn request(&mut self, request: Request) {
+        if let Err(error) = self.vmm.control.send(&request) {
+            tracing::debug!("telling the vmm {request:?}: {error}");
+        }
+    }
+
+    /// A stop signal: the first presses the power button, the next one stops, one more kills.
+    fn asked_to_end(&mut self) {
+        match self.ending {
+            Ending::No => {
+                tracing::info!("pressing the power button; again to stop the machine");
+                self.request(Request::PowerButton);
+                self.ending = Ending::Asked(Instant::now() + SHUTDOWN_GRACE);
+            }
+            Ending::Asked(_) => self.stop(),
+            Ending::Stopping(_) | Ending::Killed => self.kill(),
+        }
+    }
+
+    fn stop(&mut self) {
+        if !matches!(self.ending, Ending::Stopping(_) | Ending::Killed) {
+            self.request(Request::Stop);
+            self.ending = Ending::Stopping(Instant::now() + STOP_GRACE);
+        }
+    }
+
+    /// Also gives up on output that nobody reads.
+    fn kill(&mut self) {
+        if self.status.is_none() {
+            // The error would be that it has ended already.
+            let _ = self.vmm.child.kill();
+        }
+        self.ending = Ending::Killed;
+    }
+
+    fn check_patience(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        match self.ending {
+            Ending::Asked(until) if now >= until => {
+                tracing::warn!("the guest has not powered off in {} s: stopping it", SHUTDOWN_GRACE.as_secs());
+                self.stop();
+            }
+            Ending::Stopping(until) if now >= until => {
+                if self.status.is_none() {
+                    tracing::warn!("the vmm has not ended in {} s: killing it", STOP_GRACE.as_secs());
+                }
+                self.kill();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn timeout(&self) -> PollTimeout {
+        match self.ending {
+            Ending::Asked(until) | Ending::Stopping(until) => {
+                let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
+                PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
+            }
+            Ending::No | Ending::Killed => PollTimeout::NONE,
+        }
+    }
+
+    fn take_reports(&mut self) {
+        while self.control_open {
+            match self.vmm.control.try_receive::<Report>() {
+                Ok(Some(report)) => self.note(report),
+                Ok(None) => return,
+                Err(error) => {
+                    self.control_open = false;
+                    if !matches!(error, LaunchError::Closed) {
+                        tracing::warn!("a report of the vmm: {}", vmm::outcome::cause_chain(&error));
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, report: Report) {
+        match report {
+            Report::Started { protocol, engine, startup_ns } => {
+                tracing::debug!("{protocol} kernel on engine {engine}, started in {} us", startup_ns / 1000);
+                self.stats.insert(0, ("vmm.startup_us".into(), startup_ns / 1000));
+            }
+            Report::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
+            Report::Ended { outcome, stats } => {
+                self.outcome = Some(outcome);
+                self.stats.extend(stats);
+            }
+        }
+    }
+}
