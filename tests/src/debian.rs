@@ -1,0 +1,169 @@
+//! Debian 12's own i386 packages, fetched by the machine's own apt client.
+//!
+//! Nothing is installed and no root is needed: apt runs with private state, and packages are unpacked into a cache
+//! outside the repository. The suite is pinned to bookworm, the last Debian with i386 kernels; versions are resolved
+//! when fetching. What is in the cache is used without a network; delete the directory to fetch it anew. Several
+//! processes may ask at once: one fetches, under a lock, and an entry appears by one rename, complete or not at all.
+
+mod apt;
+mod sources;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::lock::Lock;
+use crate::workspace;
+use apt::Apt;
+
+/// Why a package is not there. Every message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No apt or dpkg, or no Debian mirror in its sources.
+    #[error("{0}; Bulkhead's guests come from Debian's packages: use a Debian machine, or copy a filled cache to {1}")]
+    NotDebian(String, PathBuf),
+    /// apt failed: no network, no such package, a bad checksum.
+    #[error(
+        "`{command}` failed:\n{output}\nCheck the network and the mirror in /etc/apt (bookworm must have i386), then retry"
+    )]
+    Apt {
+        /// The command as typed.
+        command: String,
+        /// What it said on standard error.
+        output: String,
+    },
+    /// The metapackage does not name a kernel image, as in releases after bookworm.
+    #[error(
+        "Debian's {package} for i386 names no kernel image; only bookworm and older have them: check the mirror in /etc/apt"
+    )]
+    NoKernel {
+        /// The metapackage.
+        package: String,
+    },
+    /// A package does not hold what it should.
+    #[error("{package} holds no {path}")]
+    Missing {
+        /// The package.
+        package: String,
+        /// The path that was expected.
+        path: String,
+    },
+    /// The cache could not be used.
+    #[error("package cache {path}: {error}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// Debian's two i386 kernel flavours that Bulkhead is tested with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// `linux-image-686`: two-level page tables.
+    I686,
+    /// `linux-image-686-pae`: three-level page tables and no-execute.
+    I686Pae,
+}
+
+impl Flavour {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::I686, Self::I686Pae];
+
+    /// The metapackage that names the current kernel.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::I686 => "linux-image-686",
+            Self::I686Pae => "linux-image-686-pae",
+        }
+    }
+}
+
+/// The package cache.
+#[derive(Debug)]
+pub struct Debian {
+    cache: PathBuf,
+}
+
+impl Debian {
+    /// Opens the user's cache.
+    pub fn open() -> Result<Self, Error> {
+        let cache = workspace::cache_dir().map_err(|error| Error::Io { path: "~/.cache".into(), error })?;
+        Ok(Self { cache: cache.join("debian") })
+    }
+
+    /// The current kernel image (`vmlinuz`) of a flavour.
+    pub fn kernel(&self, flavour: Flavour) -> Result<PathBuf, Error> {
+        let entry = self.entry(flavour.package(), |apt, into| {
+            let package = apt.kernel_package(flavour.package())?;
+            let deb = apt.download(&package, into)?;
+            extract(&deb, into, &["./boot"])?;
+            let image = fs::read_dir(into.join("boot")).map_err(|error| io_error(into, error))?.flatten();
+            let image = image.map(|entry| entry.path()).find(|path| has_prefix(path, "vmlinuz-"));
+            let image = image.ok_or_else(|| Error::Missing { package, path: "boot/vmlinuz-*".into() })?;
+            fs::rename(&image, into.join("vmlinuz")).map_err(|error| io_error(&image, error))?;
+            fs::remove_dir_all(into.join("boot")).map_err(|error| io_error(into, error))?;
+            fs::remove_file(&deb).map_err(|error| io_error(&deb, error))
+        })?;
+        Ok(entry.join("vmlinuz"))
+    }
+
+    /// The static busybox.
+    pub fn busybox(&self) -> Result<PathBuf, Error> {
+        let entry = self.entry("busybox-static", |apt, into| {
+            let deb = apt.download("busybox-static", into)?;
+            extract(&deb, into, &["./bin/busybox"])
+        })?;
+        Ok(entry.join("bin/busybox"))
+    }
+
+    /// A directory with python3 and the libraries it needs, laid out as in a root file system.
+    pub fn python(&self) -> Result<PathBuf, Error> {
+        self.entry("python3-minimal", |apt, into| {
+            for deb in apt.download_closure("python3-minimal")? {
+                unpack(&deb, into)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The directory of a cache entry, which `fill` makes if it is not there yet.
+    fn entry(&self, name: &str, fill: impl FnOnce(&Apt, &Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
+        let entry = self.cache.join(name);
+        if entry.is_dir() {
+            return Ok(entry);
+        }
+        let _lock = Lock::on(&self.cache).map_err(|error| io_error(&self.cache, error))?;
+        if entry.is_dir() {
+            return Ok(entry);
+        }
+        let apt = Apt::open(&self.cache)?;
+        let parts = tempfile::Builder::new().prefix(".partial-").tempdir_in(&self.cache);
+        let parts = parts.map_err(|error| io_error(&self.cache, error))?;
+        fill(&apt, parts.path())?;
+        let parts = parts.keep();
+        fs::rename(&parts, &entry).map_err(|error| io_error(&entry, error))?;
+        Ok(entry)
+    }
+}
+
+fn has_prefix(path: &Path, prefix: &str) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+}
+
+fn io_error(path: &Path, error: io::Error) -> Error {
+    Error::Io { path: path.into(), error }
+}
+
+/// Unpacks a whole package.
+fn unpack(deb: &Path, into: &Path) -> Result<(), Error> {
+    apt::run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(into)).map(drop)
+}
+
+/// Unpacks only `members` of a package: a kernel's modules would be half a gigabyte.
+fn extract(deb: &Path, into: &Path, members: &[&str]) -> Result<(), Error> {
+    let script = r#"set -e; deb=$1; into=$2; shift 2; dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$into" "$@""#;
+    apt::run(Command::new("sh").args(["-c", script, "extract"]).arg(deb).arg(into).args(members)).map(drop)
+}

@@ -1,0 +1,64 @@
+//! The guest's initial RAM disk: busybox, the guest programs, the suite and, if asked for, python3.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::debian::Debian;
+use crate::initramfs::Initramfs;
+use crate::{guests, workspace};
+
+/// What the image holds besides busybox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The guest programs and the suite's scripts.
+    pub suite: bool,
+    /// Debian's python3 with its libraries and its standard library: some 25 MiB.
+    pub python: bool,
+}
+
+/// Builds an image into `dir` and returns its path.
+pub fn build(debian: &Debian, contents: Contents, dir: &Path) -> io::Result<PathBuf> {
+    let mut image = Initramfs::new();
+    let scripts = workspace::root().join("tests/scripts");
+    for name in ["proc", "sys", "dev", "tmp", "root", "etc", "sbin"] {
+        image.directory(name)?;
+    }
+    image.character_device("dev/console", 5, 1)?;
+    image.character_device("dev/null", 1, 3)?;
+    image.file("init", 0o755, &fs::read(scripts.join("init.sh"))?)?;
+    let busybox = debian.busybox().map_err(io::Error::other)?;
+    image.file("bin/busybox", 0o755, &fs::read(busybox)?)?;
+    if contents.suite {
+        add_suite(&mut image, &scripts)?;
+    }
+    if contents.python {
+        let root = debian.python().map_err(io::Error::other)?;
+        image.tree(&root, &is_python)?;
+    }
+    let path = dir.join("initrd.gz");
+    fs::write(&path, image.finish()?)?;
+    Ok(path)
+}
+
+fn add_suite(image: &mut Initramfs, scripts: &Path) -> io::Result<()> {
+    let programs = guests::build()?;
+    for program in fs::read_dir(programs)? {
+        let program = program?;
+        let name = program.file_name().to_string_lossy().into_owned();
+        if !name.contains('.') {
+            image.file(&format!("guests/{name}"), 0o755, &fs::read(program.path())?)?;
+        }
+    }
+    for name in ["suite.sh", "suite.py", "bench.sh"] {
+        image.file(&format!("suite/{name}"), 0o644, &fs::read(scripts.join(name))?)?;
+    }
+    Ok(())
+}
+
+/// What of the unpacked packages python needs to run.
+fn is_python(path: &str) -> bool {
+    let wanted = ["lib/", "usr/lib/python3", "usr/lib/i386-linux-gnu/", "usr/bin/python3"];
+    let unwanted = ["/gconv/", "__pycache__", "usr/lib/i386-linux-gnu/perl"];
+    wanted.iter().any(|prefix| path.starts_with(prefix)) && !unwanted.iter().any(|part| path.contains(part))
+}
