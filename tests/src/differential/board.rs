@@ -136,10 +136,12 @@ impl Setting {
     pub fn code_frames(&self) -> [u64; 2] {
         if self.paging() { [0x2_0000, 0x2_2000] } else { [CODE as u64, (CODE + PAGE) as u64] }
     }
-    /// Physical addresses of data pages: two at [`DATA`], the one after, and the ends of the address space.
+    /// Physical addresses of data pages: two at [`DATA`], the one after, the ends of the address space, and three above the
+    /// kernel split. Those are pages of their own: what a repeated string instruction does to operands that overlap by
+    /// two names is up to the host.
     pub fn data_frames(&self) -> Vec<u64> {
         match self.paging() {
-            true => vec![0x3_0000, 0x3_4000, 0x3_1000, 0x3_6000, 0x3_7000],
+            true => vec![0x3_0000, 0x3_4000, 0x3_1000, 0x3_6000, 0x3_7000, 0x3_9000, 0x3_8000, 0x3_b000],
             false => vec![DATA as u64, (DATA + PAGE) as u64, READ_ONLY as u64, 0],
         }
     }
@@ -301,11 +303,11 @@ impl Setting {
             // The same code by another name.
             all.push((self.code() ^ HIGH, first, code_bits | WRITABLE));
         }
-        let halves = if self.supervisor() { &[0, HIGH][..] } else { &[0][..] };
-        for half in halves {
-            all.push((DATA + half, data[0], data_bits | WRITABLE | global));
-            all.push((DATA + PAGE + half, data[1], data_bits | WRITABLE));
-            all.push((READ_ONLY + half, data[2], data_bits));
+        let halves = if self.supervisor() { &[(0, 0), (HIGH, 5)][..] } else { &[(0, 0)][..] };
+        for (half, i) in halves {
+            all.push((DATA + half, data[*i], data_bits | WRITABLE | global));
+            all.push((DATA + PAGE + half, data[i + 1], data_bits | WRITABLE));
+            all.push((READ_ONLY + half, data[i + 2], data_bits));
         }
         if r.ends {
             all.push((0, data[3], data_bits | WRITABLE));

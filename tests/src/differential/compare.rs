@@ -140,8 +140,9 @@ fn mxcsr_slack(generated: &Generated, native: &Outcome) -> u8 {
     let dot = |i: &Instruction| matches!(i.mnemonic(), Dpps | Dppd | Vdpps | Vdppd);
     let masks = (u16::from_le_bytes([native.xsave[24], native.xsave[25]]) >> 7) as u8;
     match native.vector {
-        19 if generated.instructions.iter().any(dot) => 0x3f,
-        19 if native.xsave[24] & !masks & OVERFLOW_UNDERFLOW != 0 => PE,
+        // #DF where #XM found no stack.
+        8 | 19 if generated.instructions.iter().any(dot) => 0x3f,
+        8 | 19 if native.xsave[24] & !masks & OVERFLOW_UNDERFLOW != 0 => PE,
         _ => 0,
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::board::Wires;
 
 /// How long the translator may take for what the interpreter did in a few hundred steps.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How often cases are interrupted.
 const INTERRUPTED_EVERY: Duration = Duration::from_micros(10);
 

@@ -202,8 +202,10 @@ impl Translator {
         let block = self.registry.containing(at).map(|id| self.registry.block(id));
         let eip = block.and_then(|b| b.origin(at)).map_or(0, |o| o.eip);
         let mut guest = X87Last { instruction: eip as u64, ..last };
-        // FNINIT leaves zeros.
-        let opcode = last.opcode != before.opcode && last.opcode != 0;
+        // FOP is saved only where an exception is not masked; else it stays, or is zero after FNINIT.
+        let emitted = block.map(|b| (b.start + b.length as u64).saturating_sub(at).min(15) as usize);
+        let emitted = emitted.and_then(|length| x87_opcode(&self.cache.read(at, length)));
+        let opcode = (last.opcode != before.opcode || last.pending) && Some(last.opcode) == emitted;
         let address = last.address != before.address && last.address != 0;
         if (opcode || address)
             && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, b, eip))
@@ -501,6 +503,8 @@ struct X87Last {
     instruction: u64,
     /// FDP.
     address: u32,
+    /// FSW.ES: an exception is not masked.
+    pending: bool,
 }
 
 impl X87Last {
@@ -513,6 +517,7 @@ impl X87Last {
             opcode: u16::from_le_bytes([area[6], area[7]]),
             instruction: u64::from_le_bytes(instruction),
             address: u32::from_le_bytes(address),
+            pending: area[2] & 0x80 != 0,
         }
     }
 
@@ -538,7 +543,11 @@ fn guest_instruction(ram: &GuestRam, block: &Block, eip: u32) -> Option<(Instruc
         }
     }
     let insn = Decoder::with_ip(32, &bytes, eip as u64, DecoderOptions::NONE).decode();
-    // All that comes before D8 to DF are prefixes.
-    let first = bytes[..14].iter().position(|b| b & 0xf8 == 0xd8)?;
-    Some((insn, (bytes[first] as u16 & 7) << 8 | bytes[first + 1] as u16))
+    Some((insn, x87_opcode(&bytes)?))
+}
+
+/// FOP of the x87 instruction that `bytes` start with: all that comes before D8 to DF are prefixes.
+fn x87_opcode(bytes: &[u8]) -> Option<u16> {
+    let first = bytes.iter().position(|b| b & 0xf8 == 0xd8)?;
+    Some((bytes[first] as u16 & 7) << 8 | *bytes.get(first + 1)? as u16)
 }

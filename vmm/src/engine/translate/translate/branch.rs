@@ -1,0 +1,185 @@
+//! Control transfers: branches inside and out of the block, calls and returns over the return stack, and the stubs by
+//! which a block is left.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::super::block::{Leave, Point};
+use super::super::context::{Context, host};
+use super::super::emit::Fixup;
+use super::Translator;
+use super::operand::number;
+
+/// A branch out that waits for its stub.
+pub(super) struct Pending {
+    pub(super) fixup: Fixup,
+    pub(super) eip: u32,
+    pub(super) kind: Out,
+}
+
+/// What a stub is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Out {
+    /// A branch to another block.
+    Branch,
+    /// Something may be pending. RCX is in r8.
+    Pending,
+    /// The instruction at the EIP is left to the interpreter after all, with ESP this much ahead of r14d.
+    Interpret(Mnemonic, i32),
+}
+
+impl Translator<'_> {
+    pub(super) fn jump_if(&mut self, insn: &Instruction) -> Option<()> {
+        self.commit();
+        let cc = condition(insn);
+        let fixup = self.e.jump_if(cc);
+        self.pending.push(Pending { fixup, eip: insn.near_branch32(), kind: Out::Branch });
+        Some(())
+    }
+
+    pub(super) fn count_jump(&mut self, insn: &Instruction) -> Option<()> {
+        self.commit();
+        let target = insn.near_branch32();
+        if insn.mnemonic() == Mnemonic::Loop {
+            self.e.lea32(1, 1, -1);
+            // Falls through when ECX reached zero: jecxz over the jump.
+            self.e.bytes(&[0x67]);
+            self.e.skip_if_rcx_zero(5);
+        } else {
+            self.e.bytes(&[0x67]);
+            self.e.skip_if_rcx_zero(2);
+            self.e.bytes(&[0xeb, 5]);
+        }
+        let fixup = self.e.jump_later();
+        self.pending.push(Pending { fixup, eip: target, kind: Out::Branch });
+        Some(())
+    }
+
+    pub(super) fn call(&mut self, insn: &Instruction) -> Option<()> {
+        self.push_return_address()?;
+        let fixup = self.e.call_later();
+        self.pending.push(Pending { fixup, eip: insn.near_branch32(), kind: Out::Branch });
+        self.land();
+        Some(())
+    }
+
+    pub(super) fn call_indirect(&mut self, insn: &Instruction) -> Option<()> {
+        self.branch_target(insn)?;
+        self.push_return_address()?;
+        self.e.mov32(8, 11);
+        self.e.call(self.env.trampolines.branch);
+        self.land();
+        Some(())
+    }
+
+    /// Pushes the guest's return address and commits ESP. The host call that follows faults when the return stack is
+    /// full: state is as before the guest's call then.
+    pub(super) fn push_return_address(&mut self) -> Option<()> {
+        let place = self.stack(-4)?;
+        self.store_immediate(place, self.next)?;
+        self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_sub(4));
+        self.delta = 4;
+        self.mark(self.eip, Point::Inside);
+        self.delta = 0;
+        Some(())
+    }
+
+    /// Where a guest's return comes to by way of the return stack, with the EIP it returns to in r8d.
+    pub(super) fn land(&mut self) {
+        self.e.expect_eip(self.next, self.env.trampolines.branch);
+    }
+
+    pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> Option<()> {
+        self.branch_target(insn)?;
+        self.finish_indirect();
+        Some(())
+    }
+
+    pub(super) fn return_near(&mut self, insn: &Instruction) -> Option<()> {
+        let place = self.stack(0)?;
+        self.load(Register::R8D, place)?;
+        let extra = if insn.op_count() == 1 { insn.immediate16() as i32 } else { 0 };
+        self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_add(4 + extra));
+        self.delta = 0;
+        self.e.bytes(&[0xc3]);
+        Some(())
+    }
+
+    /// r11d = the target of an indirect branch.
+    pub(super) fn branch_target(&mut self, insn: &Instruction) -> Option<()> {
+        if insn.op0_kind() == OpKind::Memory {
+            let place = self.place(insn)?;
+            return self.load(Register::R11D, place);
+        }
+        match insn.op0_register() {
+            Register::ESP => self.e.lea32_or_mov(11, host::ESP, self.delta),
+            r => self.e.mov32(11, number(r)),
+        }
+        Some(())
+    }
+
+    pub(super) fn finish_indirect(&mut self) {
+        self.e.lea32(host::ESP, host::ESP, self.delta);
+        self.delta = 0;
+        self.e.mov32(8, 11);
+        self.e.jump_indirect();
+    }
+
+    /// Ends the block with a branch to a known EIP.
+    pub(super) fn leave_direct(&mut self, eip: u32) {
+        self.commit();
+        if !self.linkable(eip) {
+            self.e.jump_by_table(eip);
+            return;
+        }
+        let fixup = self.e.jump_later();
+        self.pending.push(Pending { fixup, eip, kind: Out::Branch });
+    }
+
+    /// True if a branch to `eip` may be linked: the page cannot come to mean something else behind the link.
+    pub(super) fn linkable(&self, eip: u32) -> bool {
+        self.env.fixed || (eip ^ self.page) & !0xfff == 0
+    }
+
+    pub(super) fn leave_to_interpret(&mut self, eip: u32, mnemonic: Mnemonic) {
+        self.e.lea32(host::ESP, host::ESP, self.delta);
+        self.delta = 0;
+        let site = self.env.first_site + self.exits.len() as u32;
+        self.exits.push(Leave::Interpret(eip, mnemonic));
+        self.e.store_context_immediate(offset_of!(Context, site), site);
+        self.e.jump(self.env.trampolines.exit);
+    }
+
+    /// Emits the stub of each branch out that is not linked yet.
+    pub(super) fn stubs(&mut self) {
+        for p in std::mem::take(&mut self.pending) {
+            self.e.land(p.fixup);
+            if p.kind == Out::Branch && !self.linkable(p.eip) {
+                self.e.jump_by_table(p.eip);
+                continue;
+            }
+            let stub = self.e.origin + self.e.position() as u64;
+            let site = self.env.first_site + self.exits.len() as u32;
+            self.exits.push(match p.kind {
+                Out::Branch => Leave::Direct { eip: p.eip, branch: self.e.address_of(p.fixup), stub },
+                Out::Pending => {
+                    self.e.mov64(1, 8);
+                    Leave::Pending(p.eip)
+                }
+                Out::Interpret(mnemonic, delta) => {
+                    self.e.lea32(host::ESP, host::ESP, delta);
+                    Leave::Interpret(p.eip, mnemonic)
+                }
+            });
+            self.e.store_context_immediate(offset_of!(Context, site), site);
+            self.e.jump(self.env.trampolines.exit);
+        }
+    }
+}
+
+/// Condition code of a Jcc: the low four bits of its opcode.
+pub(super) fn condition(insn: &Instruction) -> u8 {
+    // iced numbers the conditions from `o` = 1 in opcode order.
+    (insn.condition_code() as u8).wrapping_sub(1) & 15
+}

@@ -1,0 +1,178 @@
+//! Operands: guest registers by their host names, and where memory operands are reached.
+
+use std::mem::offset_of;
+
+use iced_x86::{Code, Instruction, OpKind, Register};
+
+use super::super::context::Context;
+use super::super::mode::SegmentClass;
+use super::Translator;
+
+/// Where a memory operand is reached.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// GS and 67h prefixes on these.
+    Window { base: Register, index: Register, scale: u32, displacement: u32 },
+    /// `[r9 + r8]`, r9 a window and r8 the linear address.
+    Picked,
+}
+
+impl Translator<'_> {
+    /// The memory operand's effective address in renamed registers.
+    pub(super) fn flat_place(&mut self, insn: &Instruction) -> Place {
+        let base = insn.memory_base();
+        let mut displacement = insn.memory_displacement32();
+        if base == Register::ESP {
+            displacement = displacement.wrapping_add(self.delta as u32);
+        }
+        Place::Window { base: rename(base), index: insn.memory_index(), scale: insn.memory_index_scale(), displacement }
+    }
+
+    /// Where the memory operand of `insn` is reached. May emit address arithmetic in r8 and r9.
+    pub(super) fn place(&mut self, insn: &Instruction) -> Option<Place> {
+        let segment = segment_index(insn.memory_segment())?;
+        let flat = self.flat_place(insn);
+        let place = match self.env.mode.segment(segment) {
+            SegmentClass::Flat => flat,
+            SegmentClass::Based => self.add_base(segment, flat)?,
+            SegmentClass::Checked => return None,
+        };
+        self.finish_place(place)
+    }
+
+    /// Picks the window at run time where that is needed.
+    pub(super) fn finish_place(&mut self, place: Place) -> Option<Place> {
+        if !self.picks() {
+            return Some(place);
+        }
+        self.lea_linear(place)?;
+        self.e.load_quarter(8);
+        Some(Place::Picked)
+    }
+
+    /// True if the instruction picks its window at run time.
+    pub(super) fn picks(&self) -> bool {
+        self.env.mode.low_kernel() || (!self.env.mode.user() && self.env.dynamic.contains(&self.eip))
+    }
+
+    /// r8d = the linear address of `place`.
+    pub(super) fn lea_linear(&mut self, place: Place) -> Option<()> {
+        let mut lea = Instruction::new();
+        lea.set_code(Code::Lea_r32_m);
+        lea.set_op0_kind(OpKind::Register);
+        lea.set_op0_register(Register::R8D);
+        lea.set_op1_kind(OpKind::Memory);
+        set_memory(&mut lea, place);
+        lea.set_segment_prefix(Register::None);
+        self.e.instruction(&lea).then_some(())
+    }
+
+    /// Adds a segment base, kept in r9d, to an address.
+    pub(super) fn add_base(&mut self, segment: usize, place: Place) -> Option<Place> {
+        let Place::Window { base, index, displacement, .. } = place else { return None };
+        let offset = offset_of!(Context, segment_base) + 4 * segment;
+        Some(match (base, index) {
+            (Register::None, Register::None) => {
+                self.e.load_context(false, 9, offset);
+                Place::Window { base: Register::R9D, index: Register::None, scale: 1, displacement }
+            }
+            (base, Register::None) => {
+                self.e.load_context(false, 9, offset);
+                Place::Window { base, index: Register::R9D, scale: 1, displacement }
+            }
+            _ => {
+                self.lea_linear(place)?;
+                self.e.load_context(false, 9, offset);
+                Place::Window { base: Register::R8D, index: Register::R9D, scale: 1, displacement: 0 }
+            }
+        })
+    }
+
+    /// The stack at ESP plus `offset`.
+    pub(super) fn stack(&mut self, offset: i32) -> Option<Place> {
+        let displacement = self.delta.wrapping_add(offset) as u32;
+        let place = Place::Window { base: Register::R14D, index: Register::None, scale: 1, displacement };
+        self.finish_place(place)
+    }
+
+    /// `mov reg, [place]`.
+    pub(super) fn load(&mut self, reg: Register, place: Place) -> Option<()> {
+        let mut mov = Instruction::new();
+        mov.set_code(Code::Mov_r32_rm32);
+        mov.set_op0_kind(OpKind::Register);
+        mov.set_op0_register(reg);
+        mov.set_op1_kind(OpKind::Memory);
+        set_memory(&mut mov, place);
+        self.e.instruction(&mov).then_some(())
+    }
+
+    /// `mov [place], reg`, for a register of 32 or 16 bits.
+    pub(super) fn store(&mut self, place: Place, reg: Register) -> Option<()> {
+        let mut mov = Instruction::new();
+        mov.set_code(if reg.size() == 2 { Code::Mov_rm16_r16 } else { Code::Mov_rm32_r32 });
+        mov.set_op0_kind(OpKind::Memory);
+        mov.set_op1_kind(OpKind::Register);
+        mov.set_op1_register(reg);
+        set_memory(&mut mov, place);
+        self.e.instruction(&mov).then_some(())
+    }
+
+    /// `mov dword [place], value`.
+    pub(super) fn store_immediate(&mut self, place: Place, value: u32) -> Option<()> {
+        let mut mov = Instruction::new();
+        mov.set_code(Code::Mov_rm32_imm32);
+        mov.set_op0_kind(OpKind::Memory);
+        mov.set_op1_kind(OpKind::Immediate32);
+        mov.set_immediate32(value);
+        set_memory(&mut mov, place);
+        self.e.instruction(&mov).then_some(())
+    }
+}
+
+/// Host register for a guest register.
+pub(super) fn rename(r: Register) -> Register {
+    match r {
+        Register::ESP => Register::R14D,
+        Register::SP => Register::R14W,
+        r => r,
+    }
+}
+
+/// Hardware number of a 32-bit register other than ESP.
+pub(super) fn number(r: Register) -> u8 {
+    r.number() as u8
+}
+
+pub(super) fn set_memory(insn: &mut Instruction, place: Place) {
+    match place {
+        Place::Window { base, index, scale, displacement } => {
+            insn.set_segment_prefix(Register::GS);
+            insn.set_memory_base(base);
+            insn.set_memory_index(index);
+            insn.set_memory_index_scale(scale);
+            insn.set_memory_displacement64(displacement as u64);
+            insn.set_memory_displ_size(match (base, index, displacement) {
+                (Register::None, _, _) => 4,
+                (_, _, 0) => 0,
+                _ => 1,
+            });
+        }
+        Place::Picked => {
+            insn.set_segment_prefix(Register::None);
+            insn.set_memory_base(Register::R9);
+            insn.set_memory_index(Register::R8);
+            insn.set_memory_index_scale(1);
+            insn.set_memory_displacement64(0);
+            insn.set_memory_displ_size(0);
+        }
+    }
+}
+
+/// Index of a segment register, as in `CpuState::seg`.
+pub(super) fn segment_index(r: Register) -> Option<usize> {
+    r.is_segment_register().then(|| r.number())
+}
+
+pub(super) fn selector_offset(r: Register) -> Option<usize> {
+    Some(offset_of!(Context, selectors) + 4 * segment_index(r)?)
+}

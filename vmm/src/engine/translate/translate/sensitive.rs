@@ -1,0 +1,90 @@
+//! Sensitive instructions that work on the processor's virtual state in the context, without leaving emitted code:
+//! interrupt flag, flags image, time stamp, selectors.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, Mnemonic, Register};
+
+use super::super::classify::Class;
+use super::super::context::Context;
+use super::super::mode::HOST_FLAGS;
+use super::Translator;
+use super::branch::{Out, Pending};
+use super::operand::{number, selector_offset};
+use crate::cpu::eflags;
+
+impl Translator<'_> {
+    /// STI. Interrupts wait for one more instruction (SDM vol. 3, §6.8.3): that must be here too, and one that goes on.
+    pub(super) fn set_interrupts(&mut self, follows: &[Instruction]) -> Option<()> {
+        let next = follows.first().filter(|n| n.ip32() == self.next)?;
+        let goes_on = matches!(self.class(next), Class::Plain | Class::FloatingPoint | Class::Push | Class::Pop);
+        goes_on.then_some(())?;
+        self.e.store_context_immediate(offset_of!(Context, interrupts), eflags::IF);
+        self.shadow = true;
+        Some(())
+    }
+
+    /// Leaves, with EIP at `eip`, if anything may be pending.
+    pub(super) fn look_at_pending(&mut self, eip: u32) {
+        self.commit();
+        self.e.mov64(8, 1);
+        self.e.load_context(true, 1, offset_of!(Context, pending));
+        self.e.skip_if_rcx_zero(5);
+        let fixup = self.e.jump_later();
+        self.pending.push(Pending { fixup, eip, kind: Out::Pending });
+        self.e.mov64(1, 8);
+    }
+
+    /// PUSHFD: the arithmetic flags and DF are the host's, all others are in the context.
+    pub(super) fn push_flags(&mut self) -> Option<()> {
+        self.e.read_flags(HOST_FLAGS);
+        self.e.load_context(false, 10, offset_of!(Context, system_flags));
+        self.e.lea32_sum(9, 10);
+        self.e.load_context(false, 10, offset_of!(Context, interrupts));
+        self.e.lea32_sum(9, 10);
+        self.e.mov32(11, 9);
+        let place = self.stack(-4)?;
+        self.store(place, Register::R11D)?;
+        self.delta = self.delta.wrapping_sub(4);
+        Some(())
+    }
+
+    /// POPFD at ring 0, if it changes no flag but IF and those that live in host flags; else it is interpreted. Flags are
+    /// free to use: whatever happens next overwrites them.
+    pub(super) fn pop_flags(&mut self) -> Option<()> {
+        let place = self.stack(0)?;
+        self.load(Register::R11D, place)?;
+        self.e.and_into(8, 11, !(HOST_FLAGS | eflags::IF));
+        self.e.compare_context(8, offset_of!(Context, system_flags));
+        // jne
+        let fixup = self.e.jump_if(5);
+        let kind = Out::Interpret(Mnemonic::Popfd, self.delta);
+        self.pending.push(Pending { fixup, eip: self.eip, kind });
+        self.e.and_into(8, 11, eflags::IF);
+        self.e.store_context(offset_of!(Context, interrupts), 8);
+        self.e.and_into(8, 11, HOST_FLAGS);
+        self.e.write_flags();
+        self.delta = self.delta.wrapping_add(4);
+        self.look_at_pending(self.next);
+        Some(())
+    }
+
+    /// RDTSC and RDTSCP: the host's counter plus the guest's offset.
+    pub(super) fn time_stamp(&mut self, insn: &Instruction) {
+        let with_aux = insn.mnemonic() == Mnemonic::Rdtscp;
+        self.e.read_time_stamp(with_aux, offset_of!(Context, tsc_offset));
+        if with_aux {
+            self.e.load_context(false, 1, offset_of!(Context, tsc_aux));
+        }
+    }
+
+    pub(super) fn read_selector(&mut self, insn: &Instruction) -> Option<()> {
+        let to = insn.op0_register();
+        if to == Register::ESP {
+            return None;
+        }
+        let offset = selector_offset(insn.op1_register())?;
+        self.e.load_context(false, number(to), offset);
+        Some(())
+    }
+}
