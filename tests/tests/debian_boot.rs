@@ -6,6 +6,7 @@
 
 use std::env;
 use std::error::Error;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tests::debian::{Debian, Flavour};
@@ -21,12 +22,19 @@ const SILENCE: Duration = Duration::from_secs(900);
 /// Sections that QEMU 7.2 itself gets wrong: x87 stack underflow and denormal flags, and segment limits.
 const QEMU_DIFFERS: &[&str] = &["x87:", "sse:", "threads:"];
 
+/// One guest at a time on each engine: a guest keeps a processor busy, and these tests are not about sharing one.
+static INTERPRETED: Mutex<()> = Mutex::new(());
+static TRANSLATED: Mutex<()> = Mutex::new(());
+
 fn boots_and_computes(engine: &'static str, flavour: Flavour, scale: u32) -> Outcome {
     let scale = env::var("BULKHEAD_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(scale);
     let monitor = match env::var("BULKHEAD_TEST_MONITOR").as_deref() {
         Ok("qemu") => Monitor::Qemu,
         _ => Monitor::bulkhead(engine),
     };
+    let turn = if engine == "interp" { &INTERPRETED } else { &TRANSLATED };
+    // A test that failed has released its turn, not spoilt anything.
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
     let debian = Debian::open()?;
     let dir = tempfile::tempdir()?;
     let initrd = image::build(&debian, Contents { suite: true, python: true }, dir.path())?;
