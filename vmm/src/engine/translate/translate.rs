@@ -37,6 +37,8 @@ pub struct Environment<'a> {
     pub dynamic: &'a HashSet<u32>,
     /// Guest addresses of instructions that are better interpreted: they reach devices.
     pub interpreted: &'a HashSet<u32>,
+    /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
+    pub varied: &'a HashSet<u32>,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
     /// Index of the first exit site.
@@ -88,7 +90,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>) -> Trans
         page: trace.eip,
         shadow: false,
     };
-    t.e.expect_eip(trace.eip, env.trampolines.miss);
+    t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
     let fp = t.floating_point_check(trace);
     let mut ended = false;
