@@ -14,6 +14,7 @@ mod dispatch;
 mod emit;
 mod execute;
 mod fault;
+mod gate;
 mod link;
 mod mode;
 mod returns;
@@ -115,6 +116,8 @@ pub struct Translator {
     routes: dispatch::Routes,
     /// Counts what makes routes wrong.
     generation: u64,
+    /// What the context's gates depend on.
+    gates_hold: gate::Environment,
     /// The table did not lead to the next block: it is to be entered there.
     missed: bool,
     /// An exit site that may be linked to the next block.
@@ -163,6 +166,7 @@ impl Translator {
             active: None,
             routes: dispatch::Routes::new(),
             generation: 0,
+            gates_hold: gate::Environment::default(),
             missed: false,
             unlinked: None,
             local_entries: false,
