@@ -3,8 +3,9 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::block::{Block, Key, Leave, Point, Site};
+use super::cache::SEGMENTS;
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
-use super::link::BranchTable;
+use super::link::{BranchTable, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
 use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
@@ -211,7 +212,7 @@ impl Translator {
         let opcode = (last.opcode != before.opcode || last.pending) && Some(last.opcode) == emitted;
         let address = last.address != before.address && last.address != 0;
         if (opcode || address)
-            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, b, eip))
+            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, &b, eip))
         {
             guest.opcode = if opcode { code } else { last.opcode };
             let mode = block.map(|b| b.key.mode.segment(insn.memory_segment().number() % 6));
@@ -436,14 +437,20 @@ impl Translator {
 
     /// Translates the block for `key`.
     fn translate(&mut self, vcpu: &mut Vcpu, key: Key, t: &Translation) -> u32 {
-        if self.registry.is_full() {
-            self.flush_cache(vcpu);
-            self.activate(vcpu, key.mode);
+        for _ in 0..SEGMENTS {
+            if self.registry.is_full() {
+                self.evict(vcpu);
+            }
         }
-        let trace = decode::decode(vcpu, key.eip, key.gpa & !0xfff);
-        self.watch(vcpu, &trace);
+        self.watch(vcpu, key.gpa & !0xfff);
+        let frame = self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
+        decode::decode(vcpu, key.eip, &frame.bytes, &mut self.trace);
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
+        let page = Page { global: t.global, second: self.trace.second };
         loop {
+            // Making room may have ended this.
+            self.watch(vcpu, key.gpa & !0xfff);
+            page.second.into_iter().for_each(|second| self.watch(vcpu, second));
             self.emitter.restart(self.cache.next());
             let environment = translate::Environment {
                 mode: key.mode,
@@ -453,26 +460,23 @@ impl Translator {
                 fixed,
                 first_site: self.registry.next_site(),
             };
-            let translation = translate::translate(&mut self.emitter, &trace, &environment);
+            translate::translate(&mut self.emitter, &self.trace, &environment, &mut self.translation);
             let length = self.emitter.code.len() as u32;
             if let Some(start) = self.cache.append(&self.emitter.code) {
                 self.stats.blocks += 1;
-                self.stats.guest_instructions += trace.instructions.len() as u64;
+                self.stats.guest_instructions += self.trace.instructions.len() as u64;
                 self.stats.host_bytes += length as u64;
-                let second = trace.second;
-                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), t.global, second, translation);
+                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), page, &self.translation);
                 self.check_block(id);
                 return id;
             }
-            self.flush_cache(vcpu);
-            self.watch(vcpu, &trace);
-            self.activate(vcpu, key.mode);
+            self.evict(vcpu);
         }
     }
 
-    /// Has stores to the pages of `trace` reported, by Rust code and by windows.
-    fn watch(&mut self, vcpu: &mut Vcpu, trace: &decode::Trace) {
-        for gpa in [Some(trace.frame), trace.second].into_iter().flatten() {
+    /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
+    fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
+        if !self.registry.knows_frame(gpa) {
             vcpu.mmu.watch_code(gpa);
             self.shadow.protect_frame(gpa);
         }
@@ -544,7 +548,7 @@ impl X87Last {
 }
 
 /// The x87 instruction at `eip`, which `block` translates, and its FOP.
-fn guest_instruction(ram: &GuestRam, block: &Block, eip: u32) -> Option<(Instruction, u16)> {
+fn guest_instruction(ram: &GuestRam, block: &Block<'_>, eip: u32) -> Option<(Instruction, u16)> {
     let mut bytes = [0; 15];
     for (i, byte) in bytes.iter_mut().enumerate() {
         let at = eip.wrapping_add(i as u32);
