@@ -1,10 +1,10 @@
 //! Stage 1: guest bytes to instructions, along one trace.
 //!
-//! A trace starts at one EIP, follows fall-through and direct jumps, and stays in one page: what happens between pages
-//! is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
+//! A trace starts at one EIP, follows fall-through and direct jumps, and ends where it meets code that is translated
+//! already. It stays in one page: what happens between pages is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
 //! from a copy of the page, so a guest that rewrites it meanwhile changes nothing half-way.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::cpu::Vcpu;
 use crate::mmu::{Access, FRAME_SIZE, walk};
@@ -42,8 +42,9 @@ impl Trace {
     }
 }
 
-/// Decodes the trace at `eip` from `page`, the bytes of its page, into `trace`; code is 32-bit with base 0.
-pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
+/// Decodes the trace at `eip` from `page`, the bytes of its page, into `trace`; code is 32-bit with base 0. The trace ends
+/// where `known`, given an EIP, says that there is a translation to go on in.
+pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32) -> bool, trace: &mut Trace) {
     (trace.eip, trace.second, trace.next) = (eip, None, eip);
     trace.instructions.clear();
     let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
@@ -71,7 +72,8 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], trace: &mut Trace)
             }
             _ => break,
         }
-        if (trace.next ^ eip) & !0xfff != 0 {
+        // What follows STI is translated with it.
+        if (trace.next ^ eip) & !0xfff != 0 || (insn.mnemonic() != Mnemonic::Sti && known(trace.next)) {
             break;
         }
     }

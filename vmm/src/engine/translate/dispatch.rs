@@ -5,7 +5,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
-use super::link::{BranchTable, Page};
+use super::link::{BranchTable, Entry, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
 use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
@@ -92,9 +92,10 @@ impl Translator {
 
     fn translated(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Flow<()> {
         let eip = vcpu.state.eip;
+        let missed = std::mem::take(&mut self.missed);
         if let Some(route) = self.routes.find(eip, mode, vcpu.state.cr3, self.version())
             && self.unlinked.is_none()
-            && !std::mem::take(&mut self.missed)
+            && !missed
         {
             self.context.target = route.target;
             if self.active != Some(route.active) {
@@ -112,16 +113,14 @@ impl Translator {
         };
         let active = self.activate(vcpu, mode);
         let key = Key { eip, gpa: t.gpa, mode };
-        let id = match self.registry.find(&key) {
-            Some(id) if self.second_page_holds(vcpu, active, id) => id,
-            _ => self.translate(vcpu, key, &t),
-        };
-        self.enter_in_table(vcpu, active, key, &t, id);
+        self.note_executed(vcpu, active, key, &t);
+        let inside = if missed { None } else { self.registry.entry(&key, false) };
+        let entry = inside.unwrap_or_else(|| self.head(vcpu, active, key, &t));
         if let Some(site) = self.unlinked.take() {
-            self.link(site, id, &t);
+            self.link(site, entry, &t);
         }
-        let block = self.registry.block(id);
-        self.context.target = block.start + block.main as u64;
+        let block = self.registry.block(entry.block);
+        self.context.target = block.start + entry.offset as u64;
         if block.second.is_none() {
             let c = &self.context;
             let (window, quarters, branches) = (c.window, c.quarters, c.branches);
@@ -129,6 +128,19 @@ impl Translator {
             self.routes.add(eip, self.version(), route);
         }
         self.go(vcpu)
+    }
+
+    /// The start of the block for `key`, translated if need be; the table leads there from now on.
+    fn head(&mut self, vcpu: &mut Vcpu, active: Active, key: Key, t: &Translation) -> Entry {
+        let id = match self.registry.find(&key) {
+            Some(id) if self.second_page_holds(vcpu, active, id) => id,
+            _ => self.translate(vcpu, key, t),
+        };
+        let block = self.registry.block(id);
+        if let Some(table) = self.tables.get_mut(&(active.code_window, key.mode)) {
+            table.insert(key.eip, block.start);
+        }
+        Entry { block: id, offset: block.main }
     }
 
     /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
@@ -343,17 +355,15 @@ impl Translator {
         if vcpu.mmu.ram.offset_of(t.gpa).is_none() {
             let count = self.device_faults.entry(eip).or_default();
             *count += 1;
-            if *count >= DEVICE_FAULTS && self.interpreted.insert(eip) {
-                self.stats.learnt_interpreted += 1;
+            if *count >= DEVICE_FAULTS {
+                self.stats.learnt_interpreted += self.interpreted.insert(eip) as u64;
                 self.registry.invalidate(&mut self.cache, id);
                 self.purge();
             }
         } else if rights == Some(Rights::Kernel) && linear < KERNEL_SPLIT {
-            if self.dynamic.insert(eip) {
-                self.stats.learnt_dynamic += 1;
-                self.registry.invalidate(&mut self.cache, id);
-                self.purge();
-            }
+            self.stats.learnt_dynamic += self.dynamic.insert(eip) as u64;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         } else if !user && matches!(rights, Some(Rights::User(_))) && !t.user {
             // A supervisor page in the lower part: this address space needs a window of its own for the supervisor.
             self.shadow.window(&vcpu.state, Rights::Low(vcpu.state.cr3));
@@ -411,19 +421,22 @@ impl Translator {
         active
     }
 
-    fn enter_in_table(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation, id: u32) {
+    /// Notes that the page of `key`, which is mapped as `t`, is executed.
+    fn note_executed(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation) {
         self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
         self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
-        if let Some(table) = self.tables.get_mut(&(active.code_window, key.mode)) {
-            table.insert(key.eip, self.registry.block(id).start);
-        }
     }
 
-    /// Links exit site `site` to block `id`, whose page is `t`, if nothing can come between them unnoticed.
-    fn link(&mut self, site: u32, id: u32, t: &Translation) {
-        let Some(Site { block, leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { return };
-        let (from, to) = (self.registry.block(block), self.registry.block(id));
-        if eip != to.key.eip {
+    /// Links exit site `site` to `entry`, in a page mapped as `t`, if nothing can come between them unnoticed.
+    fn link(&mut self, site: u32, entry: Entry, t: &Translation) {
+        let Some(Site { block, leave: Leave::Direct { eip, .. } }) = self.registry.site(site) else { return };
+        let (from, to) = (self.registry.block(block), self.registry.block(entry.block));
+        let at = if entry.offset == to.main {
+            Some(to.key.eip)
+        } else {
+            to.origin(to.start + entry.offset as u64).map(|o| o.eip)
+        };
+        if at != Some(eip) {
             // An interrupt came between.
             return;
         }
@@ -431,7 +444,25 @@ impl Translator {
         let fixed = !to.key.mode.paging() || (!to.key.mode.user() && t.global && from.global && to.global);
         let same_page = same_page && to.second.is_none() && from.second.is_none();
         if from.live && from.key.mode == to.key.mode && (same_page || fixed) {
-            self.registry.link(&mut self.cache, site, id);
+            self.registry.link(&mut self.cache, site, entry);
+        }
+    }
+
+    /// Links the exits of the new block `id` to what its page already has translations of.
+    fn link_inside(&mut self, id: u32) {
+        let block = self.registry.block(id);
+        let (key, fp, sites) = (block.key, block.fp, block.sites);
+        if block.second.is_some() {
+            return;
+        }
+        for site in sites.0..sites.0 + sites.1 {
+            let Some(Site { leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { continue };
+            let target = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
+            if (eip ^ key.eip) & !0xfff == 0
+                && let Some(entry) = self.registry.entry(&target, fp)
+            {
+                self.registry.link(&mut self.cache, site, entry);
+            }
         }
     }
 
@@ -443,8 +474,8 @@ impl Translator {
             }
         }
         self.watch(vcpu, key.gpa & !0xfff);
-        let frame = self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
-        decode::decode(vcpu, key.eip, &frame.bytes, &mut self.trace);
+        self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
+        self.decode(vcpu, key);
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
         let page = Page { global: t.global, second: self.trace.second };
         loop {
@@ -467,6 +498,7 @@ impl Translator {
                 self.stats.guest_instructions += self.trace.instructions.len() as u64;
                 self.stats.host_bytes += length as u64;
                 let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), page, &self.translation);
+                self.link_inside(id);
                 self.check_block(id);
                 return id;
             }
@@ -474,9 +506,20 @@ impl Translator {
         }
     }
 
+    /// Decodes the trace for `key`, whose frame is known, up to what is translated already.
+    fn decode(&mut self, vcpu: &Vcpu, key: Key) {
+        let registry = &self.registry;
+        let Some(frame) = registry.frame(key.gpa & !0xfff) else { return };
+        let known = |eip: u32| {
+            let key = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
+            registry.entry(&key, false).is_some()
+        };
+        decode::decode(vcpu, key.eip, &frame.bytes, known, &mut self.trace);
+    }
+
     /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
     fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
-        if !self.registry.knows_frame(gpa) {
+        if self.registry.frame(gpa).is_none() {
             vcpu.mmu.watch_code(gpa);
             self.shadow.protect_frame(gpa);
         }

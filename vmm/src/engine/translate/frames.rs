@@ -17,7 +17,7 @@ const DATA_WRITES: u32 = 16;
 pub struct View {
     page: u32,
     mode: Mode,
-    /// The blocks, live or not.
+    /// The blocks, live or not, the oldest first.
     pub blocks: Vec<u32>,
     /// One bit for each offset in the page where a block once had a place to come in.
     entries: [u64; FRAME_SIZE / 64],

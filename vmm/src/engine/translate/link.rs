@@ -36,6 +36,15 @@ pub struct Page {
     pub second: Option<u64>,
 }
 
+/// Where direct branches may come into a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The block.
+    pub block: u32,
+    /// Offset of the entry.
+    pub offset: u32,
+}
+
 /// [`Key`], packed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Name {
@@ -94,14 +103,14 @@ impl Registry {
         join(self.current, self.segments[self.current].exits.len())
     }
 
-    /// True if stores to the frame at `gpa` are reported, because code is translated from it.
-    pub fn knows_frame(&self, gpa: u64) -> bool {
-        self.frames.get(gpa).is_some()
+    /// The frame at `gpa` if code is translated from it: stores to it are reported.
+    pub fn frame(&self, gpa: u64) -> Option<&Frame> {
+        self.frames.get(gpa)
     }
 
-    /// The frame at `gpa`, whose bytes are to be translated. The caller has stores to it reported.
-    pub fn note_frame(&mut self, ram: &GuestRam, gpa: u64) -> &Frame {
-        self.frames.note(ram, gpa)
+    /// Copies the frame at `gpa`, which is to be translated. The caller has stores to it reported.
+    pub fn note_frame(&mut self, ram: &GuestRam, gpa: u64) {
+        self.frames.note(ram, gpa);
     }
 
     /// Adds a block whose code was appended at `start`.
@@ -223,11 +232,44 @@ impl Registry {
         Some(join(segment, self.segments.get(segment)?.containing(offset as u32)?))
     }
 
-    /// Makes the direct branch of site `index` go straight to block `to`.
-    pub fn link(&mut self, cache: &mut CodeCache, index: u32, to: u32) {
+    /// The place where a direct branch to `key` may come in, at the start of a block or inside one: the block, and the
+    /// offset in it. `fp` says that x87, SSE and AVX state is loaded there.
+    pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
+        let view = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?;
+        if !view.has_entry(key.eip) {
+            return None;
+        }
+        if let Some(block) = self.find(key).filter(|id| self.record(*id).second == NONE) {
+            return Some(Entry { block, offset: self.record(block).main });
+        }
+        let inside = |id: u32| {
+            let record = self.record(id);
+            let source = record.source.0 as u32..record.source.1 as u32;
+            let usable = record.live && record.second == NONE && (fp || !record.fp);
+            (usable && source.contains(&(key.eip & 0xfff))).then_some(())?;
+            let (segment, index) = split(id);
+            let mut origins = self.segments[segment].origins(index);
+            let found = origins.find(|o| o.eip == key.eip && o.is_entry())?;
+            Some(Entry { block: id, offset: found.offset })
+        };
+        view.blocks.iter().rev().find_map(|&id| inside(id))
+    }
+
+    /// True if a direct branch may come in at executable address `at`. `fp` says that x87, SSE and AVX state is loaded.
+    pub fn is_entry(&self, at: u64, fp: bool) -> bool {
+        let Some(block) = self.containing(at).map(|id| self.block(id)) else { return false };
+        let offset = (at - block.start) as u32;
+        let mut origins = block.origins;
+        let inside = (fp || !block.fp) && block.second.is_none();
+        block.live && (offset == block.main || (inside && origins.any(|o| o.offset == offset && o.is_entry())))
+    }
+
+    /// Makes the direct branch of site `index` go straight to `entry`.
+    pub fn link(&mut self, cache: &mut CodeCache, index: u32, entry: Entry) {
         self.unlink(cache, index);
+        let to = entry.block;
         let target = self.record(to);
-        let (address, first) = (self.base + (target.start + target.main) as u64, target.incoming);
+        let (address, first) = (self.base + (target.start + entry.offset) as u64, target.incoming);
         let base = self.base;
         let Some(Exit { kind: Kind::Direct { branch, link, .. }, .. }) = self.exit_mut(index) else { return };
         *link = Link { to, previous: NONE, next: first };

@@ -86,6 +86,36 @@ fn agree_within(size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, T
     (right.state, translator)
 }
 
+/// Branches to what is translated already go there: into the middle of a block too, and with x87 state in use.
+#[test]
+fn code_is_translated_once() {
+    let (state, translator) = agree_within(CACHE_SIZE, |a| {
+        let (mut outer, mut inner, mut join) = (a.create_label(), a.create_label(), a.create_label());
+        a.fninit().unwrap();
+        a.fldz().unwrap();
+        a.mov(ecx, 30).unwrap();
+        a.set_label(&mut outer).unwrap();
+        a.mov(edx, 3).unwrap();
+        a.set_label(&mut inner).unwrap();
+        a.inc(eax).unwrap();
+        a.fld1().unwrap();
+        a.faddp(st1, st0).unwrap();
+        a.test(eax, 4).unwrap();
+        a.je(join).unwrap();
+        a.add(ebx, 2).unwrap();
+        a.set_label(&mut join).unwrap();
+        a.dec(edx).unwrap();
+        a.jne(inner).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(outer).unwrap();
+        a.fstp(qword_ptr(DATA)).unwrap();
+        a.fninit().unwrap();
+    });
+    assert_eq!(state.gpr[reg::EAX], 91);
+    let stats = &translator.stats;
+    assert_eq!((stats.blocks, stats.exits_direct), (1, 0), "{stats:?}");
+}
+
 /// More code than the cache holds, in a loop that also uses code which stays wanted throughout, and rewrites some.
 #[test]
 fn old_translations_make_room() {

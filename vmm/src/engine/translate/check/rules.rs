@@ -315,7 +315,7 @@ impl Step<'_> {
         if target == t.load_fp {
             return self.load_fp();
         }
-        if (self.subject.linked)(target) {
+        if (self.subject.linked)(target, self.state.fp) {
             return self.left();
         }
         let offset = self.inside(target)?;
@@ -336,7 +336,7 @@ impl Step<'_> {
         let target = self.insn.near_branch_target();
         let t = self.subject.trampolines;
         let by_table = (target == t.miss || target == t.branch) && self.state.narrow(TARGET);
-        if by_table || (self.subject.linked)(target) {
+        if by_table || (self.subject.linked)(target, self.state.fp) {
             self.state.require_guest_narrow()?;
             return Ok(After { falls: Some(self.state), jumps: None });
         }
@@ -366,7 +366,7 @@ impl Step<'_> {
                 false => Err("an indirect call to something that is not a guest EIP"),
             };
         }
-        if (self.subject.linked)(target) {
+        if (self.subject.linked)(target, self.state.fp) {
             return Ok(After { falls: Some(landing), jumps: None });
         }
         let offset = self.inside(target)?;
