@@ -52,18 +52,18 @@ impl Routes {
         Self(vec![None; ROUTES].into())
     }
 
-    fn index(eip: u32, mode: Mode) -> usize {
-        (eip ^ eip >> 11 ^ (mode.user() as u32) << 5) as usize % ROUTES
+    fn index(eip: u32, mode: Mode, cr3: u32) -> usize {
+        (eip ^ eip >> 11 ^ cr3 >> 12 ^ (mode.user() as u32) << 5) as usize % ROUTES
     }
 
     fn find(&self, eip: u32, mode: Mode, cr3: u32, version: u64) -> Option<Route> {
-        let (at, made, route) = self.0[Self::index(eip, mode)]?;
+        let (at, made, route) = self.0[Self::index(eip, mode, cr3)]?;
         let same = at == eip && made == version && route.active.mode == mode && route.active.cr3 == cr3;
         same.then_some(route)
     }
 
     fn add(&mut self, eip: u32, version: u64, route: Route) {
-        self.0[Self::index(eip, route.active.mode)] = Some((eip, version, route));
+        self.0[Self::index(eip, route.active.mode, route.active.cr3)] = Some((eip, version, route));
     }
 }
 
@@ -93,10 +93,8 @@ impl Translator {
     fn translated(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Flow<()> {
         let eip = vcpu.state.eip;
         let missed = std::mem::take(&mut self.missed);
-        if let Some(route) = self.routes.find(eip, mode, vcpu.state.cr3, self.version())
-            && self.unlinked.is_none()
-            && !missed
-        {
+        let wanted = self.unlinked.is_none() && !missed;
+        if wanted && let Some(route) = self.route(vcpu, mode) {
             self.context.target = route.target;
             if self.active != Some(route.active) {
                 self.stats.activations += 1;
@@ -143,9 +141,21 @@ impl Translator {
         Entry { block: id, offset: block.main }
     }
 
+    /// A way to the block at EIP that was taken before and is still right.
+    fn route(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Option<Route> {
+        let (eip, cr3) = (vcpu.state.eip, vcpu.state.cr3);
+        let route = self.routes.find(eip, mode, cr3, self.version())?;
+        if self.fresh.contains(&route.active.code_window) {
+            return Some(route);
+        }
+        // The guest has flushed translations since: what it changed may lead elsewhere.
+        self.activate(vcpu, mode);
+        self.routes.find(eip, mode, cr3, self.version())
+    }
+
     /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
     pub(super) fn version(&self) -> u64 {
-        self.generation + self.shadow.version()
+        self.generation + self.table_drops + self.shadow.version()
     }
 
     /// True unless block `id` runs over into a page that is no longer where it was.
@@ -380,6 +390,7 @@ impl Translator {
         }
         self.stats.activations += 1;
         let state = &vcpu.state;
+        let mut user_window = None;
         let code_window = if !mode.paging() {
             let (index, base) = self.shadow.window(state, Rights::Physical);
             self.context.quarters = [base; 4];
@@ -397,18 +408,18 @@ impl Translator {
             let (index, low) = self.shadow.window(state, if own { low_rights } else { Rights::User(cr3) });
             self.context.quarters = [low, low, low, high];
             self.context.window = high;
+            user_window = (!own).then_some(index);
             if mode.low_kernel() { index } else { kernel }
         };
-        if self.shadow.take_code_changed(code_window) {
-            self.tables.retain(|(w, _), _| *w != code_window);
-            self.generation += 1;
-            if mode.paging() && !mode.user() {
-                self.registry.unlink_pages(&mut self.cache);
-            }
+        self.take_code_changes(code_window, mode.paging() && !mode.user());
+        if let Some(window) = user_window {
+            // Both ways between rings are as the guest's page tables have it now.
+            self.take_code_changes(window, false);
+            self.settled = true;
         }
         if self.tables.len() >= MAX_TABLES && !self.tables.contains_key(&(code_window, mode)) {
             self.tables.retain(|(w, _), _| *w == code_window);
-            self.generation += 1;
+            self.table_drops += 1;
             if self.tables.len() >= MAX_TABLES {
                 self.tables.clear();
             }
@@ -419,6 +430,20 @@ impl Translator {
         let active = Active { mode, cr3, code_window, version: self.shadow.version() };
         self.active = Some(active);
         active
+    }
+
+    /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
+    fn take_code_changes(&mut self, index: usize, supervisor: bool) {
+        if self.shadow.take_code_changed(index) {
+            self.tables.retain(|(w, _), _| *w != index);
+            self.table_drops += 1;
+            if supervisor {
+                self.registry.unlink_pages(&mut self.cache);
+            }
+        }
+        if !self.fresh.contains(&index) {
+            self.fresh.push(index);
+        }
     }
 
     /// Notes that the page of `key`, which is mapped as `t`, is executed.
