@@ -225,7 +225,7 @@ impl Translator {
     /// Checks every block as it is in the cache now, with the links that were made since.
     #[cfg(test)]
     pub(super) fn check_all(&mut self) {
-        self.registry.ids().for_each(|id| self.check_block(id));
+        self.registry.ids().into_iter().for_each(|id| self.check_block(id));
     }
 
     /// Checks block `id` as it is in the cache, if that is wanted. A violation is a bug of the translator: nothing may
@@ -241,11 +241,12 @@ impl Translator {
             let found = self.registry.containing(target).map(|id| self.registry.block(id));
             found.is_some_and(|b| b.live && target == b.start + b.main as u64)
         };
+        let origins: Vec<Origin> = block.origins.collect();
         let subject = Subject {
             code: &code,
             start: block.start,
             main: block.main,
-            origins: &block.origins,
+            origins: &origins,
             sites: block.sites.0..block.sites.0 + block.sites.1,
             restarts_load_fp: block.fp,
             trampolines: &self.trampolines,

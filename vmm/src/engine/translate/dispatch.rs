@@ -3,9 +3,10 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::block::{Block, Key, Leave, Point, Site};
+use super::cache::SEGMENTS;
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
-use super::link::BranchTable;
-use super::mode::{HOST_FLAGS, Mode};
+use super::link::{BranchTable, Page};
+use super::mode::{HOST_FLAGS, Mode, SegmentClass};
 use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
@@ -131,7 +132,7 @@ impl Translator {
     }
 
     /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
-    fn version(&self) -> u64 {
+    pub(super) fn version(&self) -> u64 {
         self.generation + self.shadow.version()
     }
 
@@ -166,7 +167,10 @@ impl Translator {
             }
             let eip = match site {
                 SITE_FAULT => match self.fault(vcpu)? {
-                    true if !vcpu.lines.any() => continue,
+                    true if !vcpu.lines.any() => {
+                        self.check_gates(vcpu);
+                        continue;
+                    }
                     _ => return Ok(()),
                 },
                 SITE_KICKED => {
@@ -208,11 +212,12 @@ impl Translator {
         let opcode = (last.opcode != before.opcode || last.pending) && Some(last.opcode) == emitted;
         let address = last.address != before.address && last.address != 0;
         if (opcode || address)
-            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, b, eip))
+            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, &b, eip))
         {
             guest.opcode = if opcode { code } else { last.opcode };
-            let base = vcpu.state.seg[insn.memory_segment().number() % 6].base;
-            guest.address = last.address.wrapping_sub(if address { base } else { 0 });
+            let mode = block.map(|b| b.key.mode.segment(insn.memory_segment().number() % 6));
+            let based = address && mode == Some(SegmentClass::Based);
+            guest.address = last.address.wrapping_sub(if based { self.context.x87_base } else { 0 });
         }
         guest.put(vcpu);
     }
@@ -234,19 +239,21 @@ impl Translator {
                 Ok(())
             }
             Leave::Interpret(eip, mnemonic) => {
-                if let Some(count) = self.assists.get_mut(mnemonic as usize) {
-                    *count += 1;
-                }
-                self.stats.exits_interpret += 1;
+                self.count_assist(mnemonic);
                 vcpu.state.eip = eip;
                 self.assist(vcpu, index)
+            }
+            Leave::Gate(eip, mnemonic, gate) => {
+                self.count_assist(mnemonic);
+                vcpu.state.eip = eip;
+                self.pass(vcpu, index, gate)
             }
         }
     }
 
     /// Has the instruction at EIP, which exit site `index` left for, interpreted. Its bytes are as when the block was
     /// translated, or the block would be gone: it is decoded once.
-    fn assist(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
+    pub(super) fn assist(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
         self.unlinked = None;
         self.stats.interpreted += 1;
         if let Some(prepared) = self.registry.prepared(index) {
@@ -355,7 +362,7 @@ impl Translator {
     }
 
     /// Sets up the context's windows for `mode`.
-    fn activate(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Active {
+    pub(super) fn activate(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Active {
         let cr3 = vcpu.state.cr3;
         let version = self.shadow.version();
         if let Some(active) = self.active.filter(|a| a.mode == mode && a.cr3 == cr3 && a.version == version) {
@@ -384,12 +391,14 @@ impl Translator {
         };
         if self.shadow.take_code_changed(code_window) {
             self.tables.retain(|(w, _), _| *w != code_window);
+            self.generation += 1;
             if mode.paging() && !mode.user() {
                 self.registry.unlink_pages(&mut self.cache);
             }
         }
         if self.tables.len() >= MAX_TABLES && !self.tables.contains_key(&(code_window, mode)) {
             self.tables.retain(|(w, _), _| *w == code_window);
+            self.generation += 1;
             if self.tables.len() >= MAX_TABLES {
                 self.tables.clear();
             }
@@ -428,14 +437,20 @@ impl Translator {
 
     /// Translates the block for `key`.
     fn translate(&mut self, vcpu: &mut Vcpu, key: Key, t: &Translation) -> u32 {
-        if self.registry.is_full() {
-            self.flush_cache(vcpu);
-            self.activate(vcpu, key.mode);
+        for _ in 0..SEGMENTS {
+            if self.registry.is_full() {
+                self.evict(vcpu);
+            }
         }
-        let trace = decode::decode(vcpu, key.eip, key.gpa & !0xfff);
-        self.watch(vcpu, &trace);
+        self.watch(vcpu, key.gpa & !0xfff);
+        let frame = self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
+        decode::decode(vcpu, key.eip, &frame.bytes, &mut self.trace);
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
+        let page = Page { global: t.global, second: self.trace.second };
         loop {
+            // Making room may have ended this.
+            self.watch(vcpu, key.gpa & !0xfff);
+            page.second.into_iter().for_each(|second| self.watch(vcpu, second));
             self.emitter.restart(self.cache.next());
             let environment = translate::Environment {
                 mode: key.mode,
@@ -445,26 +460,23 @@ impl Translator {
                 fixed,
                 first_site: self.registry.next_site(),
             };
-            let translation = translate::translate(&mut self.emitter, &trace, &environment);
+            translate::translate(&mut self.emitter, &self.trace, &environment, &mut self.translation);
             let length = self.emitter.code.len() as u32;
             if let Some(start) = self.cache.append(&self.emitter.code) {
                 self.stats.blocks += 1;
-                self.stats.guest_instructions += trace.instructions.len() as u64;
+                self.stats.guest_instructions += self.trace.instructions.len() as u64;
                 self.stats.host_bytes += length as u64;
-                let second = trace.second;
-                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), t.global, second, translation);
+                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), page, &self.translation);
                 self.check_block(id);
                 return id;
             }
-            self.flush_cache(vcpu);
-            self.watch(vcpu, &trace);
-            self.activate(vcpu, key.mode);
+            self.evict(vcpu);
         }
     }
 
-    /// Has stores to the pages of `trace` reported, by Rust code and by windows.
-    fn watch(&mut self, vcpu: &mut Vcpu, trace: &decode::Trace) {
-        for gpa in [Some(trace.frame), trace.second].into_iter().flatten() {
+    /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
+    fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
+        if !self.registry.knows_frame(gpa) {
             vcpu.mmu.watch_code(gpa);
             self.shadow.protect_frame(gpa);
         }
@@ -480,16 +492,21 @@ impl Translator {
         c.pending = vcpu.lines.any() as u64;
         c.tsc_offset = s.tsc_offset;
         c.tsc_aux = s.msr.tsc_aux;
-        for i in 0..6 {
-            c.segment_base[i] = s.seg[i].base;
-            c.selectors[i] = s.seg[i].selector as u32;
-        }
+        c.seg = s.seg;
+        c.cpl = s.cpl as u32;
+        c.moved = 0;
+        self.check_gates(vcpu);
     }
 
     /// Copies the context back into state. ESP is still without the delta of where emitted code stood.
     fn save(&mut self, vcpu: &mut Vcpu) {
-        vcpu.state.gpr = self.context.gpr;
-        let c = &self.context;
+        let c = &mut self.context;
+        vcpu.state.gpr = c.gpr;
+        vcpu.state.seg = c.seg;
+        vcpu.state.cpl = c.cpl as u8;
+        if std::mem::take(&mut c.moved) != 0 {
+            self.active = None;
+        }
         vcpu.state.eflags = c.system_flags | c.interrupts | (c.flags as u32 & HOST_FLAGS);
     }
 }
@@ -531,7 +548,7 @@ impl X87Last {
 }
 
 /// The x87 instruction at `eip`, which `block` translates, and its FOP.
-fn guest_instruction(ram: &GuestRam, block: &Block, eip: u32) -> Option<(Instruction, u16)> {
+fn guest_instruction(ram: &GuestRam, block: &Block<'_>, eip: u32) -> Option<(Instruction, u16)> {
     let mut bytes = [0; 15];
     for (i, byte) in bytes.iter_mut().enumerate() {
         let at = eip.wrapping_add(i as u32);
