@@ -145,6 +145,12 @@ impl Shadow {
         self.version
     }
 
+    /// The RAM that all windows show.
+    #[cfg(test)]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
     /// True if `rights` has a window already.
     pub fn exists(&self, rights: Rights) -> bool {
         self.by_rights.contains_key(&rights)
