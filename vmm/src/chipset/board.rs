@@ -5,11 +5,12 @@
 //! What the machine must do (power off, reset, …) is queued as a [`BoardEvent`], and the processors are asked to stop.
 //! Hooks and PCI functions of other rooms are called with the lock released.
 //!
-//! `board/decode.rs` says which chip answers where, `board/wires.rs` which chip holds which line up, and
-//! `board/delivery.rs` how interrupt messages find processors.
+//! `board/decode.rs` says which chip answers where, `board/wires.rs` which chip holds which line up, `board/timers.rs`
+//! which timer is due, and `board/delivery.rs` how interrupt messages find processors.
 
 mod decode;
 mod delivery;
+mod timers;
 mod wires;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -6,6 +6,8 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::chipset::platform as at;
 
+mod ticks;
+
 struct Bench {
     board: Arc<Board>,
     lines: Arc<Lines>,
@@ -107,10 +109,10 @@ fn pit_through_the_ioapic() {
     let due = b.board.next_deadline().unwrap();
     b.pass(due - b.ns.load(Ordering::Relaxed));
     assert_eq!(b.board.acknowledge(0), Some(0x50));
-    b.pass(due);
+    b.pass(1_000_000);
     assert!(!b.lines.intr(), "in service");
     b.apic(0xb0, 0);
-    assert_eq!(b.board.acknowledge(0), Some(0x50), "all that was missed is one");
+    assert_eq!(b.board.acknowledge(0), Some(0x50));
     b.apic(0xb0, 0);
     assert_eq!(b.board.acknowledge(0), None);
 }
