@@ -131,9 +131,10 @@ impl Board {
         self.with(|inner, now| inner.serial_input(bytes, now))
     }
 
-    /// Appends what the guest wrote to the serial port to `to`.
-    pub fn take_serial_output(&self, to: &mut Vec<u8>) {
-        self.with(|inner, _| inner.uart.drain(to));
+    /// Appends what the guest wrote to the serial port to `to`. Returns how many bytes were lost after these, because the
+    /// guest did not wait for the port.
+    pub fn take_serial_output(&self, to: &mut Vec<u8>) -> u64 {
+        self.with(|inner, _| inner.uart.drain(to))
     }
 
     /// Presses the power button once.

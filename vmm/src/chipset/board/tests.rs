@@ -394,7 +394,7 @@ fn random_host_step(b: &Bench, rng: &mut SmallRng, value: u64) {
     let mut out = Vec::new();
     match rng.random_range(0..8) {
         0 => _ = b.board.serial_input(&[value as u8; 100]),
-        1 => b.board.take_serial_output(&mut out),
+        1 => _ = b.board.take_serial_output(&mut out),
         2 => b.board.set_irq(value as u8, rng.random()),
         3 => b.board.set_pci_irq(value as u8, (value >> 8) as u8, rng.random()),
         4 => b.board.deliver_msi(0xfee0_0000 | value & 0xfffff, value as u32),

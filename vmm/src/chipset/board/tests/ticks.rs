@@ -16,7 +16,8 @@ fn drain(b: &Bench, end: impl Fn()) -> Vec<u8> {
 fn start_hpet(b: &Bench) {
     let hpet = |offset, value| b.board.mmio_write(0, at::HPET_BASE + offset, 4, value);
     hpet(0x10, 3);
-    hpet(0x100, 1 << 2 | 1 << 3 | 1 << 6);
+    // Interrupts on, periodic, the accumulator to be set, 32 bits.
+    hpet(0x100, 1 << 2 | 1 << 3 | 1 << 6 | 1 << 8);
     let counter = b.board.mmio_read(0, at::HPET_BASE + 0xf0, 8);
     hpet(0x108, counter + 400_000);
     hpet(0x108, 400_000);
@@ -92,7 +93,7 @@ fn masked_and_reprogrammed_timers_owe_nothing() {
     b.ioapic(2, 0x50);
     assert_eq!(drain(&b, || b.apic(0xb0, 0)), []);
     b.pass(AWAY_NS);
-    b.board.mmio_write(0, at::HPET_BASE + 0x100, 4, 1 << 2 | 1 << 3);
+    b.board.mmio_write(0, at::HPET_BASE + 0x100, 4, 1 << 2 | 1 << 3 | 1 << 8);
     assert_eq!(drain(&b, || b.apic(0xb0, 0)), [0x50], "the one that was raised before");
 }
 
