@@ -327,8 +327,8 @@ impl Translator {
             Resolution::Mapped => {
                 let block = self.registry.block(id);
                 let Some(restart) = block.restart(at) else { return Ok(false) };
-                if restart.point == Point::Shadowed && vcpu.lines.any() {
-                    // Whatever is pending waits for this instruction.
+                if restart.point == Point::Shadowed {
+                    // Whatever is pending, or becomes so before emitted code runs again, waits for this instruction.
                     vcpu.state.shadow = InterruptShadow::Sti;
                     return Ok(false);
                 }
