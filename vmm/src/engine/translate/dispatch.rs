@@ -4,7 +4,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
-use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
+use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
 use super::link::{BranchTable, Entry, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
 use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
@@ -14,6 +14,8 @@ use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation
 
 /// Faults of one instruction into devices after which it is interpreted without trying.
 const DEVICE_FAULTS: u32 = 4;
+/// Times that a block or the code after a call is come to for another EIP before it expects that.
+const TRIPS: u32 = 6;
 /// Host trap number of a page fault.
 const TRAP_PAGE_FAULT: u32 = 14;
 /// Host page-fault error bit: the access was a write.
@@ -210,11 +212,40 @@ impl Translator {
                     self.save(vcpu);
                     self.context.branch
                 }
+                SITE_TRIPPED => {
+                    self.tripped();
+                    self.missed = true;
+                    self.save(vcpu);
+                    self.context.branch
+                }
                 SITE_ABANDONED => return Ok(()),
                 index => return self.leave(vcpu, index),
             };
             vcpu.state.eip = eip;
             return Ok(());
+        }
+    }
+
+    /// The code at `fault_rip` was come to for another EIP than its own. Where that happens often, it is translated so
+    /// that it costs less.
+    fn tripped(&mut self) {
+        self.stats.exits_tripped += 1;
+        let at = self.context.fault_rip;
+        let Some(id) = self.registry.containing(at) else { panic!("tripped at {at:#x}, which no block holds") };
+        let block = self.registry.block(id);
+        let eip = block.origin(at).map_or(block.key.eip, |o| o.eip);
+        if self.trips.len() + self.varied.len() > MAX_LEARNT {
+            self.trips.clear();
+            self.varied.clear();
+        }
+        let count = self.trips.entry(eip).or_default();
+        *count += 1;
+        if *count >= TRIPS {
+            self.trips.remove(&eip);
+            self.varied.insert(eip);
+            self.stats.learnt_varied += 1;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         }
     }
 
@@ -513,6 +544,7 @@ impl Translator {
                 trampolines: &self.trampolines,
                 dynamic: &self.dynamic,
                 interpreted: &self.interpreted,
+                varied: &self.varied,
                 fixed,
                 first_site: self.registry.next_site(),
             };

@@ -27,6 +27,7 @@ mod trampoline;
 // The stage has its name from the design.
 #[allow(clippy::module_inception)]
 mod translate;
+mod tripwire;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use self::mode::Mode;
 use self::returns::ReturnStack;
 use self::trampoline::Trampolines;
 use self::translate::Translation;
+use self::tripwire::Tripwire;
 use super::interp::Interpreter;
 use super::{Engine, Exit};
 use crate::cpu::{Flow, Stop, Vcpu};
@@ -70,6 +72,9 @@ pub enum TranslatorError {
     /// The return stack could not be made.
     #[error("mapping the return stack")]
     Returns(#[source] nix::Error),
+    /// The tripwire could not be made.
+    #[error("mapping the tripwire")]
+    Tripwire(#[source] nix::Error),
     /// The windows could not be made.
     #[error("making shadow windows")]
     Shadow(#[from] ShadowError),
@@ -94,9 +99,11 @@ struct Stats {
     exits_fault: u64,
     exits_pending: u64,
     exits_kick: u64,
+    exits_tripped: u64,
     interpreted: u64,
     learnt_dynamic: u64,
     learnt_interpreted: u64,
+    learnt_varied: u64,
     activations: u64,
 }
 
@@ -112,6 +119,7 @@ pub struct Translator {
     registry: Box<Registry>,
     shadow: Shadow,
     returns: ReturnStack,
+    tripwire: Tripwire,
     interp: Interpreter,
     /// Indirect-branch tables by window and mode.
     tables: HashMap<(usize, Mode), BranchTable, RandomState>,
@@ -120,6 +128,9 @@ pub struct Translator {
     /// Instructions that reach devices.
     interpreted: Places,
     device_faults: HashMap<u32, u32, RandomState>,
+    /// Blocks and calls, by EIP, that are often come to for another EIP.
+    varied: Places,
+    trips: HashMap<u32, u32, RandomState>,
     /// What the context's windows were last set up for.
     active: Option<dispatch::Active>,
     /// Ways back into emitted code that were taken lately.
@@ -183,11 +194,14 @@ impl Translator {
             trampolines: Box::new(trampolines),
             shadow,
             returns,
+            tripwire: Tripwire::new().map_err(TranslatorError::Tripwire)?,
             interp: Interpreter::new(),
             tables: HashMap::default(),
             dynamic: Places::default(),
             interpreted: Places::default(),
             device_faults: HashMap::default(),
+            varied: Places::default(),
+            trips: HashMap::default(),
             active: None,
             routes: dispatch::Routes::new(),
             generation: 0,
@@ -310,6 +324,7 @@ impl Engine for Translator {
             panic!("installing fault handlers: {e}");
         }
         self.context.return_stack = self.returns.top();
+        self.context.tripwire = self.tripwire.address();
         self.context.xsave = vcpu.state.xsave.0.as_ptr() as u64;
         let exit = loop {
             match self.turn(vcpu) {
@@ -350,9 +365,11 @@ impl Engine for Translator {
             ("exits: fault", s.exits_fault),
             ("exits: pending", s.exits_pending),
             ("exits: kick", s.exits_kick),
+            ("exits: tripwire", s.exits_tripped),
             ("instructions interpreted", s.interpreted),
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),
+            ("sites learnt: come to for other EIPs", s.learnt_varied),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
             ("pages mapped", w.pages_mapped),

@@ -1,5 +1,7 @@
 //! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
 
+mod targets;
+
 use std::sync::Arc;
 
 use iced_x86::code_asm::*;
@@ -61,20 +63,34 @@ pub(super) fn machine(program: &[u8]) -> Vcpu {
 
 /// Runs `program` to its HLT on both engines and compares state and RAM; the final state.
 fn agree(build: impl Fn(&mut CodeAssembler)) -> CpuState {
-    agree_within(CACHE_SIZE, build).0
+    agree_at(0, build).0
+}
+
+/// As [`agree`], in ring `cpl`. Only ring 0 may halt: in the others HLT faults, and no fault can be delivered.
+fn agree_at(cpl: u8, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
+    agree_in(cpl, CACHE_SIZE, build)
 }
 
 /// As [`agree`], with a code cache of `size` bytes; and the translator as it is then.
 fn agree_within(size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
+    agree_in(0, size, build)
+}
+
+fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
     let mut a = CodeAssembler::new(32).unwrap();
     build(&mut a);
     a.hlt().unwrap();
     let program = a.assemble(CODE as u64).unwrap();
     let (mut left, mut right) = (machine(&program), machine(&program));
+    for state in [&mut left.state, &mut right.state] {
+        state.cpl = cpl;
+        state.seg.iter_mut().for_each(|s| s.attr |= u32::from(cpl) << attr::DPL_SHIFT);
+    }
+    let end = if cpl == 0 { Exit::Halted } else { Exit::Shutdown };
     let mut interp = Interpreter::new();
-    assert_eq!(interp.run(&mut left), Exit::Halted);
+    assert_eq!(interp.run(&mut left), end);
     let mut translator = Translator::with_cache(&right.mmu.ram, size).unwrap();
-    assert_eq!(translator.run(&mut right), Exit::Halted);
+    assert_eq!(translator.run(&mut right), end);
     translator.check_all();
     for (i, (l, r)) in left.state.xsave.0.iter().zip(&right.state.xsave.0).enumerate() {
         assert_eq!(l, r, "XSAVE area at byte {i}");

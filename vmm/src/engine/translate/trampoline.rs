@@ -127,7 +127,7 @@ fn enter(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedError> {
     a.mov(rax, qword_ptr(context!(window)))?;
     a.wrgsbase(rax)?;
     a.mov(r12d, INDEX_MASK as u32)?;
-    a.mov(r13d, 30u32)?;
+    a.mov(r13, qword_ptr(context!(tripwire)))?;
     a.mov(r14d, dword_ptr(r15 + GPR + 16))?;
     a.push(qword_ptr(context!(flags)))?;
     a.popfq()?;
