@@ -9,14 +9,11 @@
 //! comes round to a segment again, what was there is forgotten, oldest first.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use foldhash::fast::RandomState;
 
 use super::block::{Block, Key, Leave, Site};
 use super::cache::{CodeCache, SEGMENTS};
-use super::context::INDEX_ENTRIES;
-use super::context::INDEX_MASK;
 use super::frames::{Frame, Frames};
 use super::mode::Mode;
 use super::segment::{Exit, Kind, Link, NONE, Record, Segment, join, split};
@@ -390,47 +387,5 @@ impl Registry {
         // The map keeps one byte beside each entry, and is filled up to seven eighths.
         let names = self.by_name.capacity() * 8 / 7 * (size_of::<(Name, u32)>() + 1);
         self.segments.iter().map(Segment::bytes).sum::<usize>() + names + self.frames.bytes()
-    }
-}
-
-/// The indirect-branch table of one address space: host entry points by the low bits of guest EIP.
-pub struct BranchTable {
-    entries: Box<[u64]>,
-    miss: u64,
-    /// True if anything was entered since it was last emptied.
-    dirty: bool,
-}
-
-impl BranchTable {
-    /// An empty table; `miss` is the common code that empty entries lead to.
-    pub fn new(miss: u64) -> Self {
-        Self { entries: vec![miss; INDEX_ENTRIES].into(), miss, dirty: false }
-    }
-    /// Address for `Context::branches`.
-    pub fn address(&self) -> u64 {
-        self.entries.as_ptr() as u64
-    }
-    /// Enters the block for `eip` that starts at executable address `start`.
-    pub fn insert(&mut self, eip: u32, start: u64) {
-        self.entries[(eip as u64 & INDEX_MASK) as usize] = start;
-        self.dirty = true;
-    }
-    /// Takes out the block for `eip` that starts at `start`, if it is there.
-    pub fn remove(&mut self, eip: u32, start: u64) {
-        let entry = &mut self.entries[(eip as u64 & INDEX_MASK) as usize];
-        if *entry == start {
-            *entry = self.miss;
-        }
-    }
-    /// Takes out every block that starts in `code`.
-    pub fn remove_all(&mut self, code: &Range<u64>) {
-        self.entries.iter_mut().filter(|e| code.contains(e)).for_each(|e| *e = self.miss);
-    }
-    /// Empties the table.
-    pub fn clear(&mut self) {
-        if self.dirty {
-            self.entries.fill(self.miss);
-            self.dirty = false;
-        }
     }
 }

@@ -20,6 +20,7 @@ mod mode;
 mod origins;
 mod returns;
 mod segment;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod trampoline;
@@ -37,9 +38,9 @@ use self::cache::CodeCache;
 use self::context::Context;
 use self::decode::Trace;
 use self::emit::Emitter;
-use self::link::{BranchTable, Registry};
-use self::mode::Mode;
+use self::link::Registry;
 use self::returns::ReturnStack;
+use self::tables::Tables;
 use self::trampoline::Trampolines;
 use self::translate::Translation;
 use super::interp::Interpreter;
@@ -51,8 +52,6 @@ use crate::mmu::{Flush, GuestRam, Shadow, ShadowError};
 const CACHE_SIZE: usize = 32 << 20;
 /// Addresses remembered at most as needing special code; beyond, they are learnt again.
 const MAX_LEARNT: usize = 1 << 16;
-/// Indirect-branch tables kept at most, of 128 KiB each.
-const MAX_TABLES: usize = 192;
 
 /// Guest addresses of instructions.
 type Places = HashSet<u32, RandomState>;
@@ -112,8 +111,7 @@ pub struct Translator {
     shadow: Shadow,
     returns: ReturnStack,
     interp: Interpreter,
-    /// Indirect-branch tables by window and mode.
-    tables: HashMap<(usize, Mode), BranchTable, RandomState>,
+    tables: Tables,
     /// Supervisor instructions that touch the lower part of the address space.
     dynamic: Places,
     /// Instructions that reach devices.
@@ -173,7 +171,7 @@ impl Translator {
             shadow,
             returns,
             interp: Interpreter::new(),
-            tables: HashMap::default(),
+            tables: Tables::new(trampolines.miss),
             dynamic: Places::default(),
             interpreted: Places::default(),
             device_faults: HashMap::default(),
@@ -214,7 +212,7 @@ impl Translator {
                 Flush::NonGlobal => {
                     self.shadow.flush_local();
                     if std::mem::take(&mut self.local_entries) {
-                        self.tables.iter_mut().filter(|((_, mode), _)| !mode.user()).for_each(|(_, t)| t.clear());
+                        self.tables.empty_supervisor();
                     }
                 }
                 Flush::All => {
@@ -240,7 +238,7 @@ impl Translator {
     fn purge(&mut self) {
         for (eip, start) in self.registry.take_dead() {
             self.generation += 1;
-            self.tables.values_mut().for_each(|t| t.remove(eip, start));
+            self.tables.remove(eip, start);
             self.unlinked = None;
         }
     }
@@ -255,7 +253,7 @@ impl Translator {
         // Too many to take out of each table one by one.
         self.registry.take_dead();
         let code = self.cache.segment_addresses(segment);
-        self.tables.values_mut().for_each(|t| t.remove_all(&code));
+        self.tables.remove_all(&code);
         self.unlinked = None;
         self.generation += 1;
     }
