@@ -393,7 +393,7 @@ impl Translator {
             if mode.low_kernel() { index } else { kernel }
         };
         if self.shadow.take_code_changed(code_window) {
-            self.tables.forget_window(code_window);
+            self.tables.empty_window(code_window);
             if mode.paging() && !mode.user() {
                 self.registry.unlink_pages(&mut self.cache);
             }

@@ -133,9 +133,15 @@ impl Registry {
         self.by_name.insert(Name::from(&key), id);
         // Nothing comes into the middle of the one instruction that two pages hold.
         let entries = if page.second.is_some() { &[] } else { &t.origins[..] };
-        self.frames.note(ram, key.gpa & !0xfff).add(id, key.eip, key.mode, entries);
+        let segments = &self.segments;
+        let stays = |other: u32| {
+            let (segment, index) = split(other);
+            let other = &segments[segment].records[index];
+            other.live && (t.fp || !other.fp)
+        };
+        self.frames.note(ram, key.gpa & !0xfff).add(id, key.eip, key.mode, entries, stays);
         if let Some(second) = page.second {
-            self.frames.note(ram, second).add(id, key.eip.wrapping_add(0x1000), key.mode, &[]);
+            self.frames.note(ram, second).add(id, key.eip.wrapping_add(0x1000), key.mode, &[], stays);
         }
         id
     }
@@ -231,24 +237,15 @@ impl Registry {
     /// The place where a direct branch to `key` may come in, at the start of a block or inside one: the block, and the
     /// offset in it. `fp` says that x87, SSE and AVX state is loaded there.
     pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
-        let view = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?;
-        if !view.has_entry(key.eip) {
-            return None;
-        }
-        if let Some(block) = self.find(key).filter(|id| self.record(*id).second == NONE) {
-            return Some(Entry { block, offset: self.record(block).main });
-        }
-        let inside = |id: u32| {
-            let record = self.record(id);
-            let source = record.source.0 as u32..record.source.1 as u32;
-            let usable = record.live && record.second == NONE && (fp || !record.fp);
-            (usable && source.contains(&(key.eip & 0xfff))).then_some(())?;
+        let id = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?.entry(key.eip)?;
+        let record = self.record(id);
+        if record.live && (fp || !record.fp) && record.eip != key.eip {
             let (segment, index) = split(id);
-            let mut origins = self.segments[segment].origins(index);
-            let found = origins.find(|o| o.eip == key.eip && o.is_entry())?;
-            Some(Entry { block: id, offset: found.offset })
-        };
-        view.blocks.iter().rev().find_map(|&id| inside(id))
+            let origin = self.segments[segment].origins(index).find(|o| o.eip == key.eip && o.is_entry());
+            return origin.map(|o| Entry { block: id, offset: o.offset });
+        }
+        let block = self.find(key).filter(|id| self.record(*id).second == NONE)?;
+        Some(Entry { block, offset: self.record(block).main })
     }
 
     /// True if a direct branch may come in at executable address `at`. `fp` says that x87, SSE and AVX state is loaded.

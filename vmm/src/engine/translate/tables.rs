@@ -18,6 +18,9 @@ use super::mode::Mode;
 /// Tables kept at most, of 128 KiB each.
 const MAX_TABLES: usize = 192;
 
+/// Places of a table beyond which emptying it means going over all of it.
+const MANY: usize = 2048;
+
 /// Offsets from a table's address of what lies behind its entries.
 pub mod behind {
     use super::INDEX_ENTRIES;
@@ -47,8 +50,8 @@ struct Place {
 /// The indirect-branch table of one address space: host entry points by the low bits of guest EIP.
 struct BranchTable {
     entries: Box<[u64]>,
-    /// True if anything was entered since it was last emptied.
-    dirty: bool,
+    /// Places that were filled since it was last emptied; once there are [`MANY`], any may be.
+    filled: Vec<u16>,
 }
 
 /// What a table is for: the window that its code is in, and the mode of that code.
@@ -79,7 +82,7 @@ impl Tables {
         if !self.by_owner.contains_key(&owner) {
             let mut entries = vec![self.miss; INDEX_ENTRIES + 3];
             entries[INDEX_ENTRIES + 2] = self.shared.as_ptr() as u64;
-            self.by_owner.insert(owner, BranchTable { entries: entries.into(), dirty: false });
+            self.by_owner.insert(owner, BranchTable { entries: entries.into(), filled: Vec::new() });
             self.number(owner);
         }
         self.by_owner.get(&owner).map_or(0, |t| t.entries.as_ptr() as u64)
@@ -104,8 +107,7 @@ impl Tables {
     /// Enters the block for `eip` that starts at executable address `start`, its main entry being at `main`.
     pub fn insert(&mut self, owner: Owner, eip: u32, start: u64, main: u64) {
         let Some(table) = self.by_owner.get_mut(&owner) else { return };
-        table.entries[(eip as u64 & INDEX_MASK) as usize] = start;
-        table.dirty = true;
+        table.fill(eip, start);
         let (index, negated) = table.place(eip);
         self.shared[index] = Place { negated, main };
     }
@@ -135,19 +137,21 @@ impl Tables {
 
     /// Empties the tables of supervisor code.
     pub fn empty_supervisor(&mut self) {
-        let dirty = self.by_owner.iter_mut().filter(|((_, mode), table)| !mode.user() && table.dirty);
+        self.empty(|(_, mode)| !mode.user());
+    }
+
+    /// Empties the tables of code in `window`.
+    pub fn empty_window(&mut self, window: usize) {
+        self.empty(|(w, _)| *w == window);
+    }
+
+    fn empty(&mut self, which: impl Fn(&Owner) -> bool) {
         let mut emptied = Vec::new();
-        for (owner, table) in dirty {
-            table.entries[..INDEX_ENTRIES].fill(self.miss);
-            table.dirty = false;
+        for (owner, table) in self.by_owner.iter_mut().filter(|(owner, t)| which(owner) && !t.filled.is_empty()) {
+            table.empty(self.miss);
             emptied.push(*owner);
         }
         emptied.into_iter().for_each(|owner| self.number(owner));
-    }
-
-    /// Forgets the tables of code in `window`.
-    pub fn forget_window(&mut self, window: usize) {
-        self.by_owner.retain(|(w, _), _| *w != window);
     }
 
     /// Forgets all tables.
@@ -157,6 +161,22 @@ impl Tables {
 }
 
 impl BranchTable {
+    fn fill(&mut self, eip: u32, start: u64) {
+        let place = (eip as u64 & INDEX_MASK) as usize;
+        self.entries[place] = start;
+        if self.filled.len() < MANY {
+            self.filled.push(place as u16);
+        }
+    }
+
+    fn empty(&mut self, miss: u64) {
+        match self.filled.len() < MANY {
+            true => self.filled.iter().for_each(|place| self.entries[*place as usize] = miss),
+            false => self.entries[..INDEX_ENTRIES].fill(miss),
+        }
+        self.filled.clear();
+    }
+
     fn set_number(&mut self, number: u32) {
         self.entries[INDEX_ENTRIES] = (number as u64) << 32;
         self.entries[INDEX_ENTRIES + 1] = number.wrapping_mul(0x9e37_79b1) as u64;
