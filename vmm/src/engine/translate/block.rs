@@ -4,6 +4,7 @@
 
 use iced_x86::Mnemonic;
 
+use super::gate::Gate;
 use super::mode::Mode;
 use super::origins::Origins;
 
@@ -68,6 +69,8 @@ pub enum Leave {
     Pending(u32),
     /// To have the instruction at this EIP, of this kind, interpreted.
     Interpret(u32, Mnemonic),
+    /// The same, where a gate did not open.
+    Gate(u32, Mnemonic, Gate),
 }
 
 /// A way out of a block, named by its index in `Context::site`.

@@ -6,7 +6,7 @@ use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
 use super::link::{Entry, Page};
-use super::mode::{HOST_FLAGS, Mode};
+use super::mode::{HOST_FLAGS, Mode, SegmentClass};
 use super::{MAX_LEARNT, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
@@ -52,18 +52,18 @@ impl Routes {
         Self(vec![None; ROUTES].into())
     }
 
-    fn index(eip: u32, mode: Mode) -> usize {
-        (eip ^ eip >> 11 ^ (mode.user() as u32) << 5) as usize % ROUTES
+    fn index(eip: u32, mode: Mode, cr3: u32) -> usize {
+        (eip ^ eip >> 11 ^ cr3 >> 12 ^ (mode.user() as u32) << 5) as usize % ROUTES
     }
 
     fn find(&self, eip: u32, mode: Mode, cr3: u32, version: u64) -> Option<Route> {
-        let (at, made, route) = self.0[Self::index(eip, mode)]?;
+        let (at, made, route) = self.0[Self::index(eip, mode, cr3)]?;
         let same = at == eip && made == version && route.active.mode == mode && route.active.cr3 == cr3;
         same.then_some(route)
     }
 
     fn add(&mut self, eip: u32, version: u64, route: Route) {
-        self.0[Self::index(eip, route.active.mode)] = Some((eip, version, route));
+        self.0[Self::index(eip, route.active.mode, route.active.cr3)] = Some((eip, version, route));
     }
 }
 
@@ -93,10 +93,8 @@ impl Translator {
     fn translated(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Flow<()> {
         let eip = vcpu.state.eip;
         let missed = std::mem::take(&mut self.missed);
-        if let Some(route) = self.routes.find(eip, mode, vcpu.state.cr3, self.version())
-            && self.unlinked.is_none()
-            && !missed
-        {
+        let wanted = self.unlinked.is_none() && !missed;
+        if wanted && let Some(route) = self.route(vcpu, mode) {
             self.context.target = route.target;
             if self.active != Some(route.active) {
                 self.stats.activations += 1;
@@ -142,9 +140,21 @@ impl Translator {
         Entry { block: id, offset: block.main }
     }
 
+    /// A way to the block at EIP that was taken before and is still right.
+    fn route(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Option<Route> {
+        let (eip, cr3) = (vcpu.state.eip, vcpu.state.cr3);
+        let route = self.routes.find(eip, mode, cr3, self.version())?;
+        if self.fresh.contains(&route.active.code_window) {
+            return Some(route);
+        }
+        // The guest has flushed translations since: what it changed may lead elsewhere.
+        self.activate(vcpu, mode);
+        self.routes.find(eip, mode, cr3, self.version())
+    }
+
     /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
-    fn version(&self) -> u64 {
-        self.generation + self.shadow.version()
+    pub(super) fn version(&self) -> u64 {
+        self.generation + self.table_drops + self.shadow.version()
     }
 
     /// True unless block `id` runs over into a page that is no longer where it was.
@@ -178,7 +188,10 @@ impl Translator {
             }
             let eip = match site {
                 SITE_FAULT => match self.fault(vcpu)? {
-                    true if !vcpu.lines.any() => continue,
+                    true if !vcpu.lines.any() => {
+                        self.check_gates(vcpu);
+                        continue;
+                    }
                     _ => return Ok(()),
                 },
                 SITE_KICKED => {
@@ -223,8 +236,9 @@ impl Translator {
             && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, &b, eip))
         {
             guest.opcode = if opcode { code } else { last.opcode };
-            let base = vcpu.state.seg[insn.memory_segment().number() % 6].base;
-            guest.address = last.address.wrapping_sub(if address { base } else { 0 });
+            let mode = block.map(|b| b.key.mode.segment(insn.memory_segment().number() % 6));
+            let based = address && mode == Some(SegmentClass::Based);
+            guest.address = last.address.wrapping_sub(if based { self.context.x87_base } else { 0 });
         }
         guest.put(vcpu);
     }
@@ -246,19 +260,21 @@ impl Translator {
                 Ok(())
             }
             Leave::Interpret(eip, mnemonic) => {
-                if let Some(count) = self.assists.get_mut(mnemonic as usize) {
-                    *count += 1;
-                }
-                self.stats.exits_interpret += 1;
+                self.count_assist(mnemonic);
                 vcpu.state.eip = eip;
                 self.assist(vcpu, index)
+            }
+            Leave::Gate(eip, mnemonic, gate) => {
+                self.count_assist(mnemonic);
+                vcpu.state.eip = eip;
+                self.pass(vcpu, index, gate)
             }
         }
     }
 
     /// Has the instruction at EIP, which exit site `index` left for, interpreted. Its bytes are as when the block was
     /// translated, or the block would be gone: it is decoded once.
-    fn assist(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
+    pub(super) fn assist(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
         self.unlinked = None;
         self.stats.interpreted += 1;
         if let Some(prepared) = self.registry.prepared(index) {
@@ -365,7 +381,7 @@ impl Translator {
     }
 
     /// Sets up the context's windows for `mode`.
-    fn activate(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Active {
+    pub(super) fn activate(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Active {
         let cr3 = vcpu.state.cr3;
         let version = self.shadow.version();
         if let Some(active) = self.active.filter(|a| a.mode == mode && a.cr3 == cr3 && a.version == version) {
@@ -373,6 +389,7 @@ impl Translator {
         }
         self.stats.activations += 1;
         let state = &vcpu.state;
+        let mut user_window = None;
         let code_window = if !mode.paging() {
             let (index, base) = self.shadow.window(state, Rights::Physical);
             self.context.quarters = [base; 4];
@@ -390,18 +407,36 @@ impl Translator {
             let (index, low) = self.shadow.window(state, if own { low_rights } else { Rights::User(cr3) });
             self.context.quarters = [low, low, low, high];
             self.context.window = high;
+            user_window = (!own).then_some(index);
             if mode.low_kernel() { index } else { kernel }
         };
-        if self.shadow.take_code_changed(code_window) {
-            self.tables.empty_window(code_window);
-            if mode.paging() && !mode.user() {
-                self.registry.unlink_pages(&mut self.cache);
-            }
+        self.take_code_changes(code_window, mode.paging() && !mode.user());
+        if let Some(window) = user_window {
+            // Both ways between rings are as the guest's page tables have it now.
+            self.take_code_changes(window, false);
+            self.settled = true;
+        }
+        if self.tables.is_full(&(code_window, mode)) {
+            self.drop_tables();
         }
         self.context.branches = self.tables.address((code_window, mode));
         let active = Active { mode, cr3, code_window, version: self.shadow.version() };
         self.active = Some(active);
         active
+    }
+
+    /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
+    fn take_code_changes(&mut self, index: usize, supervisor: bool) {
+        if self.shadow.take_code_changed(index) {
+            self.tables.empty_window(index);
+            self.table_drops += 1;
+            if supervisor {
+                self.registry.unlink_pages(&mut self.cache);
+            }
+        }
+        if !self.fresh.contains(&index) {
+            self.fresh.push(index);
+        }
     }
 
     /// Notes that the page of `key`, which is mapped as `t`, is executed.
@@ -518,16 +553,21 @@ impl Translator {
         c.pending = vcpu.lines.any() as u64;
         c.tsc_offset = s.tsc_offset;
         c.tsc_aux = s.msr.tsc_aux;
-        for i in 0..6 {
-            c.segment_base[i] = s.seg[i].base;
-            c.selectors[i] = s.seg[i].selector as u32;
-        }
+        c.seg = s.seg;
+        c.cpl = s.cpl as u32;
+        c.moved = 0;
+        self.check_gates(vcpu);
     }
 
     /// Copies the context back into state. ESP is still without the delta of where emitted code stood.
     fn save(&mut self, vcpu: &mut Vcpu) {
-        vcpu.state.gpr = self.context.gpr;
-        let c = &self.context;
+        let c = &mut self.context;
+        vcpu.state.gpr = c.gpr;
+        vcpu.state.seg = c.seg;
+        vcpu.state.cpl = c.cpl as u8;
+        if std::mem::take(&mut c.moved) != 0 {
+            self.active = None;
+        }
         vcpu.state.eflags = c.system_flags | c.interrupts | (c.flags as u32 & HOST_FLAGS);
     }
 }

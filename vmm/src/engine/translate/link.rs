@@ -202,7 +202,8 @@ impl Registry {
                 Leave::Direct { eip, branch: self.base + branch as u64, stub: self.base + stub as u64 }
             }
             Kind::Pending { eip } => Leave::Pending(eip),
-            Kind::Interpret { eip, mnemonic, .. } => Leave::Interpret(eip, mnemonic),
+            Kind::Interpret { eip, mnemonic, gate: None, .. } => Leave::Interpret(eip, mnemonic),
+            Kind::Interpret { eip, mnemonic, gate: Some(gate), .. } => Leave::Gate(eip, mnemonic, gate),
         };
         Some(Site { block: join(segment, exit.block as usize), leave })
     }

@@ -15,6 +15,7 @@ mod emit;
 mod execute;
 mod fault;
 mod frames;
+mod gate;
 mod link;
 mod mode;
 mod origins;
@@ -123,6 +124,16 @@ pub struct Translator {
     routes: dispatch::Routes,
     /// Counts what makes routes wrong.
     generation: u64,
+    /// Counts droppings of branch tables, whose addresses are in routes and gates.
+    table_drops: u64,
+    /// Windows that were brought up to date since the guest last flushed translations, so that routes lead into them.
+    fresh: Vec<usize>,
+    /// Both the kernel window and the current user window are fresh.
+    settled: bool,
+    /// What the context's gates depend on.
+    gates_hold: gate::Environment,
+    /// Gates between rings of other address spaces.
+    gates_kept: gate::Kept,
     /// The table did not lead to the next block: it is to be entered there.
     missed: bool,
     /// An exit site that may be linked to the next block.
@@ -178,6 +189,11 @@ impl Translator {
             active: None,
             routes: dispatch::Routes::new(),
             generation: 0,
+            table_drops: 0,
+            fresh: Vec::new(),
+            settled: false,
+            gates_hold: gate::Environment::default(),
+            gates_kept: gate::Kept::default(),
             missed: false,
             unlinked: None,
             local_entries: false,
@@ -205,20 +221,23 @@ impl Translator {
             return;
         }
         self.active = None;
-        self.generation += 1;
+        self.fresh.clear();
+        self.settled = false;
         for flush in vcpu.mmu.take_flushes() {
+            self.flush_gates(&vcpu.state, flush);
             match flush {
                 Flush::Page(linear) => self.shadow.synchronise_page(&vcpu.state, linear),
                 Flush::NonGlobal => {
                     self.shadow.flush_local();
                     if std::mem::take(&mut self.local_entries) {
+                        self.generation += 1;
                         self.tables.empty_supervisor();
                     }
                 }
                 Flush::All => {
                     self.shadow.forget_all();
                     self.registry.unlink_pages(&mut self.cache);
-                    self.tables.clear();
+                    self.drop_tables();
                 }
             }
         }
@@ -256,6 +275,12 @@ impl Translator {
         self.tables.remove_all(&code);
         self.unlinked = None;
         self.generation += 1;
+    }
+
+    /// Drops every branch table. Nothing may go on by one until the next `activate`.
+    fn drop_tables(&mut self) {
+        self.tables.clear();
+        self.table_drops += 1;
     }
 
     /// True if `address` is a place where emitted code may be left. Called from a signal handler.

@@ -5,6 +5,7 @@
 use iced_x86::Mnemonic;
 
 use super::block::{Leave, Origin};
+use super::gate::Gate;
 use super::mode::Mode;
 use super::origins;
 use crate::engine::interp::Prepared;
@@ -58,7 +59,7 @@ pub struct Exit {
 pub enum Kind {
     Direct { eip: u32, branch: u32, stub: u32, link: Link },
     Pending { eip: u32 },
-    Interpret { eip: u32, mnemonic: Mnemonic, prepared: u32 },
+    Interpret { eip: u32, mnemonic: Mnemonic, gate: Option<Gate>, prepared: u32 },
 }
 
 /// The block that a site is linked to, or [`NONE`], and the site's neighbours among all that are linked there.
@@ -98,7 +99,8 @@ impl Segment {
                     Kind::Direct { eip, branch: offset(branch), stub: offset(stub), link: Link::NO }
                 }
                 Leave::Pending(eip) => Kind::Pending { eip },
-                Leave::Interpret(eip, mnemonic) => Kind::Interpret { eip, mnemonic, prepared: NONE },
+                Leave::Interpret(eip, mnemonic) => Kind::Interpret { eip, mnemonic, gate: None, prepared: NONE },
+                Leave::Gate(eip, mnemonic, gate) => Kind::Interpret { eip, mnemonic, gate: Some(gate), prepared: NONE },
             },
         }));
         self.records.push(record);

@@ -74,11 +74,13 @@ impl Tables {
         Self { by_owner: HashMap::default(), shared, numbered: 0, miss }
     }
 
+    /// True if there is no table for `owner`, and no room for one.
+    pub fn is_full(&self, owner: &Owner) -> bool {
+        self.by_owner.len() >= MAX_TABLES && !self.by_owner.contains_key(owner)
+    }
+
     /// Address of the table of `owner`, made if need be, for `Context::branches`. It stays until that is forgotten.
     pub fn address(&mut self, owner: Owner) -> u64 {
-        if self.by_owner.len() >= MAX_TABLES && !self.by_owner.contains_key(&owner) {
-            self.by_owner.clear();
-        }
         if !self.by_owner.contains_key(&owner) {
             let mut entries = vec![self.miss; INDEX_ENTRIES + 3];
             entries[INDEX_ENTRIES + 2] = self.shared.as_ptr() as u64;

@@ -1,12 +1,15 @@
 //! The code that every block shares: entering emitted code, leaving it, missing an indirect branch, loading x87/SSE/AVX
 //! state. Emitted once at the start of the code cache.
 
+mod gate;
+
 use std::mem::offset_of;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use super::context::{Context, INDEX_MASK, SITE_ABANDONED, SITE_INDIRECT};
+use super::gate::Gate;
 use super::tables::{SHARED_MASK, SHARED_ROTATE, behind};
 
 /// Executable addresses of the common code.
@@ -33,6 +36,9 @@ pub struct Trampolines {
     pub load_fp: u64,
     /// What `enter` may jump to: loads guest x87/SSE/AVX state and goes on at `Context::resume`, in the middle of a block.
     pub resume_fp: u64,
+    /// What stands for an instruction, by [`Gate::index`], or leaves through `Context::site`; 0 where there is none. Those
+    /// that load a segment take the selector in r11d and the next EIP in r8d.
+    pub gates: [u64; Gate::COUNT],
     /// End of the common code.
     pub end: u64,
 }
@@ -55,6 +61,7 @@ pub fn assemble(origin: u64) -> Result<(Vec<u8>, Trampolines), IcedError> {
         underflow: a.create_label(),
         load_fp: a.create_label(),
         resume_fp: a.create_label(),
+        gates: std::array::from_fn(|_| a.create_label()),
         end: a.create_label(),
     };
     enter(&mut a, &mut labels)?;
@@ -63,6 +70,7 @@ pub fn assemble(origin: u64) -> Result<(Vec<u8>, Trampolines), IcedError> {
     branch(&mut a, &mut labels)?;
     load_fp(&mut a, &mut labels)?;
     resume_fp(&mut a, &mut labels)?;
+    gate::gates(&mut a, &mut labels)?;
     a.set_label(&mut labels.end)?;
     a.int3()?;
     let result = a.assemble_options(origin, iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
@@ -77,6 +85,7 @@ pub fn assemble(origin: u64) -> Result<(Vec<u8>, Trampolines), IcedError> {
         underflow: result.label_ip(&labels.underflow)?,
         load_fp: result.label_ip(&labels.load_fp)?,
         resume_fp: result.label_ip(&labels.resume_fp)?,
+        gates: labels.gates.map(|label| result.label_ip(&label).unwrap_or(0)),
         end: result.label_ip(&labels.end)?,
     };
     Ok((result.inner.code_buffer, trampolines))
@@ -92,6 +101,7 @@ struct Labels {
     underflow: CodeLabel,
     load_fp: CodeLabel,
     resume_fp: CodeLabel,
+    gates: [CodeLabel; Gate::COUNT],
     end: CodeLabel,
 }
 

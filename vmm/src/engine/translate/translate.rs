@@ -14,17 +14,17 @@ mod string;
 
 use std::mem::offset_of;
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use self::branch::Pending;
-use self::operand::{Place, number, rename, selector_offset, set_memory};
+use self::operand::{Place, base_offset, number, rename, segment_index, selector_offset, set_memory};
 use super::Places;
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
 use super::context::{Context, host};
 use super::decode::Trace;
 use super::emit::Emitter;
-use super::mode::Mode;
+use super::mode::{Mode, SegmentClass};
 use super::trampoline::Trampolines;
 
 /// What translation needs to know beside the trace.
@@ -185,11 +185,9 @@ impl Translator<'_> {
                 self.time_stamp(insn);
                 Some(false)
             }
+            Class::Gate(gate) => self.gate(insn, gate).map(|_| true),
             Class::Interpret => None,
         };
-        if shadow && done == Some(false) {
-            self.look_at_pending(self.next);
-        }
         done.unwrap_or_else(|| {
             // Undo what was emitted, and leave the instruction to the interpreter.
             self.e.code.truncate(start);
@@ -243,7 +241,27 @@ impl Translator<'_> {
                 set_memory(&mut out, place);
             }
         }
-        self.e.instruction(&out).then_some(())
+        self.e.instruction(&out).then_some(())?;
+        self.note_base(insn)
+    }
+
+    /// Keeps the segment base that an x87 memory operand was reached with, for the instruction pointer's saved companion:
+    /// the segment may be another one when the state is saved.
+    fn note_base(&mut self, insn: &Instruction) -> Option<()> {
+        let x87 = insn
+            .cpuid_features()
+            .iter()
+            .all(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 | CpuidFeature::SSE3));
+        let memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
+        if x87
+            && memory
+            && let Some(which) = segment_index(insn.memory_segment())
+            && self.env.mode.segment(which) == SegmentClass::Based
+        {
+            self.e.load_context(false, 11, base_offset(which));
+            self.e.store_context(offset_of!(Context, x87_base), 11);
+        }
+        Some(())
     }
 
     /// `lea esp, [esp + n]`, `mov r32, esp` and the like, without committing.
