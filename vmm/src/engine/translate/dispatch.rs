@@ -5,9 +5,9 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
-use super::link::{BranchTable, Entry, Page};
+use super::link::{Entry, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
-use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
+use super::{MAX_LEARNT, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
 use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation, peek, walk};
@@ -137,9 +137,8 @@ impl Translator {
             _ => self.translate(vcpu, key, t),
         };
         let block = self.registry.block(id);
-        if let Some(table) = self.tables.get_mut(&(active.code_window, key.mode)) {
-            table.insert(key.eip, block.start);
-        }
+        let main = block.start + block.main as u64;
+        self.tables.insert((active.code_window, key.mode), key.eip, block.start, main);
         Entry { block: id, offset: block.main }
     }
 
@@ -448,16 +447,10 @@ impl Translator {
             self.take_code_changes(window, false);
             self.settled = true;
         }
-        if self.tables.len() >= MAX_TABLES && !self.tables.contains_key(&(code_window, mode)) {
-            self.tables.retain(|(w, _), _| *w == code_window);
-            self.table_drops += 1;
-            if self.tables.len() >= MAX_TABLES {
-                self.tables.clear();
-            }
+        if self.tables.is_full(&(code_window, mode)) {
+            self.drop_tables();
         }
-        let miss = self.trampolines.miss;
-        let table = self.tables.entry((code_window, mode)).or_insert_with(|| BranchTable::new(miss));
-        self.context.branches = table.address();
+        self.context.branches = self.tables.address((code_window, mode));
         let active = Active { mode, cr3, code_window, version: self.shadow.version() };
         self.active = Some(active);
         active
@@ -466,7 +459,7 @@ impl Translator {
     /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
     fn take_code_changes(&mut self, index: usize, supervisor: bool) {
         if self.shadow.take_code_changed(index) {
-            self.tables.retain(|(w, _), _| *w != index);
+            self.tables.empty_window(index);
             self.table_drops += 1;
             if supervisor {
                 self.registry.unlink_pages(&mut self.cache);

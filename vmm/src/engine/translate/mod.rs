@@ -21,6 +21,7 @@ mod mode;
 mod origins;
 mod returns;
 mod segment;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod trampoline;
@@ -39,9 +40,9 @@ use self::cache::CodeCache;
 use self::context::Context;
 use self::decode::Trace;
 use self::emit::Emitter;
-use self::link::{BranchTable, Registry};
-use self::mode::Mode;
+use self::link::Registry;
 use self::returns::ReturnStack;
+use self::tables::Tables;
 use self::trampoline::Trampolines;
 use self::translate::Translation;
 use self::tripwire::Tripwire;
@@ -54,8 +55,6 @@ use crate::mmu::{Flush, GuestRam, Shadow, ShadowError};
 const CACHE_SIZE: usize = 32 << 20;
 /// Addresses remembered at most as needing special code; beyond, they are learnt again.
 const MAX_LEARNT: usize = 1 << 16;
-/// Indirect-branch tables kept at most, of 128 KiB each.
-const MAX_TABLES: usize = 192;
 
 /// Guest addresses of instructions.
 type Places = HashSet<u32, RandomState>;
@@ -121,8 +120,7 @@ pub struct Translator {
     returns: ReturnStack,
     tripwire: Tripwire,
     interp: Interpreter,
-    /// Indirect-branch tables by window and mode.
-    tables: HashMap<(usize, Mode), BranchTable, RandomState>,
+    tables: Tables,
     /// Supervisor instructions that touch the lower part of the address space.
     dynamic: Places,
     /// Instructions that reach devices.
@@ -196,7 +194,7 @@ impl Translator {
             returns,
             tripwire: Tripwire::new().map_err(TranslatorError::Tripwire)?,
             interp: Interpreter::new(),
-            tables: HashMap::default(),
+            tables: Tables::new(trampolines.miss),
             dynamic: Places::default(),
             interpreted: Places::default(),
             device_faults: HashMap::default(),
@@ -247,7 +245,7 @@ impl Translator {
                     self.shadow.flush_local();
                     if std::mem::take(&mut self.local_entries) {
                         self.generation += 1;
-                        self.tables.iter_mut().filter(|((_, mode), _)| !mode.user()).for_each(|(_, t)| t.clear());
+                        self.tables.empty_supervisor();
                     }
                 }
                 Flush::All => {
@@ -273,7 +271,7 @@ impl Translator {
     fn purge(&mut self) {
         for (eip, start) in self.registry.take_dead() {
             self.generation += 1;
-            self.tables.values_mut().for_each(|t| t.remove(eip, start));
+            self.tables.remove(eip, start);
             self.unlinked = None;
         }
     }
@@ -288,7 +286,7 @@ impl Translator {
         // Too many to take out of each table one by one.
         self.registry.take_dead();
         let code = self.cache.segment_addresses(segment);
-        self.tables.values_mut().for_each(|t| t.remove_all(&code));
+        self.tables.remove_all(&code);
         self.unlinked = None;
         self.generation += 1;
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use iced_x86::code_asm::*;
 
 use super::cache::SEGMENTS;
+use super::context::INDEX_ENTRIES;
 use super::{CACHE_SIZE, Translator};
 use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, reg, seg};
 use crate::engine::interp::Interpreter;
@@ -130,6 +131,38 @@ fn code_is_translated_once() {
     assert_eq!(state.gpr[reg::EAX], 91);
     let stats = &translator.stats;
     assert_eq!((stats.blocks, stats.exits_direct), (1, 0), "{stats:?}");
+}
+
+/// Functions that share a place in the table of their address space are found without Rust code, and not when gone.
+#[test]
+fn the_shared_table_keeps_what_the_other_has_no_place_for() {
+    let first = CODE + 5;
+    let second = first + INDEX_ENTRIES as u32;
+    let (state, translator) = agree_within(CACHE_SIZE, |a| {
+        let (mut start, mut head) = (a.create_label(), a.create_label());
+        a.jmp(start).unwrap();
+        a.inc(eax).unwrap();
+        a.ret().unwrap();
+        a.db(&vec![0xcc; INDEX_ENTRIES - 2]).unwrap();
+        a.inc(ebx).unwrap();
+        a.ret().unwrap();
+        a.set_label(&mut start).unwrap();
+        a.mov(ecx, 1000).unwrap();
+        a.mov(esi, first).unwrap();
+        a.mov(edi, second).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.call(esi).unwrap();
+        a.call(edi).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+        // inc ebp instead of inc ebx.
+        a.mov(byte_ptr(second), 0x45).unwrap();
+        a.call(esi).unwrap();
+        a.call(edi).unwrap();
+        a.call(edi).unwrap();
+    });
+    assert_eq!((state.gpr[reg::EAX], state.gpr[reg::EBX], state.gpr[reg::EBP]), (1002, 1004, 8));
+    assert!(translator.stats.exits_indirect < 20, "{:?}", translator.stats);
 }
 
 /// More code than the cache holds, in a loop that also uses code which stays wanted throughout, and rewrites some.
