@@ -352,17 +352,16 @@ impl Translator {
         if vcpu.mmu.ram.offset_of(t.gpa).is_none() {
             let count = self.device_faults.entry(eip).or_default();
             *count += 1;
-            if *count >= DEVICE_FAULTS && self.interpreted.insert(eip) {
-                self.stats.learnt_interpreted += 1;
+            if *count >= DEVICE_FAULTS {
+                // Another block may hold the instruction too: each is made anew when it comes here.
+                self.stats.learnt_interpreted += self.interpreted.insert(eip) as u64;
                 self.registry.invalidate(&mut self.cache, id);
                 self.purge();
             }
         } else if rights == Some(Rights::Kernel) && linear < KERNEL_SPLIT {
-            if self.dynamic.insert(eip) {
-                self.stats.learnt_dynamic += 1;
-                self.registry.invalidate(&mut self.cache, id);
-                self.purge();
-            }
+            self.stats.learnt_dynamic += self.dynamic.insert(eip) as u64;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         } else if !user && matches!(rights, Some(Rights::User(_))) && !t.user {
             // A supervisor page in the lower part: this address space needs a window of its own for the supervisor.
             self.shadow.window(&vcpu.state, Rights::Low(vcpu.state.cr3));
