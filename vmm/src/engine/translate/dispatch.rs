@@ -396,6 +396,7 @@ impl Translator {
             let count = self.device_faults.entry(eip).or_default();
             *count += 1;
             if *count >= DEVICE_FAULTS {
+                // Another block may hold the instruction too: each is made anew when it comes here.
                 self.stats.learnt_interpreted += self.interpreted.insert(eip) as u64;
                 self.registry.invalidate(&mut self.cache, id);
                 self.purge();
