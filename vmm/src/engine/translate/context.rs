@@ -1,5 +1,8 @@
 //! What emitted code reaches through r15: saved registers, where to leave to, and constants of the current mode.
 
+use super::gate::Gates;
+use crate::cpu::Segment;
+
 /// Registers that emitted code gives a fixed meaning (iced and hardware numbering).
 ///
 /// EAX, ECX, EDX, EBX, EBP, ESI and EDI live in the host registers of the same number with their upper halves zero;
@@ -62,10 +65,12 @@ pub struct Context {
     pub kicked: u32,
     /// 1 while guest x87/SSE/AVX state is *not* in host registers (inverted for `jrcxz`).
     pub fp_absent: u64,
-    /// Linear base of ES, CS, SS, DS, FS, GS.
-    pub segment_base: [u32; 6],
-    /// Selectors of ES, CS, SS, DS, FS, GS, zero-extended.
-    pub selectors: [u32; 6],
+    /// ES, CS, SS, DS, FS, GS.
+    pub seg: [Segment; 6],
+    /// Current privilege level.
+    pub cpl: u32,
+    /// Not 0: a gate changed `branches`, and perhaps windows, since emitted code was entered.
+    pub moved: u32,
     /// Guest TSC minus host TSC.
     pub tsc_offset: u64,
     /// IA32_TSC_AUX.
@@ -92,6 +97,10 @@ pub struct Context {
     pub fault_address: u64,
     /// Hardware error code of that fault.
     pub fault_error: u64,
+    /// Base of the segment of the last x87 memory operand, where that segment has one.
+    pub x87_base: u32,
+    /// Outcomes of instructions that change segments or privilege.
+    pub gates: Gates,
 }
 
 impl Context {

@@ -48,12 +48,13 @@ impl Emitter {
 
     /// Appends a guest instruction as the host shall execute it. False if it has no 64-bit encoding.
     pub fn instruction(&mut self, insn: &Instruction) -> bool {
-        let encoded = self.encoder.encode(insn, self.origin + self.code.len() as u64);
-        let buffer = self.encoder.take_buffer();
-        if encoded.is_ok() {
-            self.code.extend_from_slice(&buffer);
+        let before = self.code.len();
+        self.encoder.set_buffer(std::mem::take(&mut self.code));
+        let encoded = self.encoder.encode(insn, self.origin + before as u64);
+        self.code = self.encoder.take_buffer();
+        if encoded.is_err() {
+            self.code.truncate(before);
         }
-        self.encoder.set_buffer(Vec::with_capacity(16));
         encoded.is_ok()
     }
 

@@ -58,6 +58,11 @@ pub fn detach() {
 const FAULTS: [Signal; 5] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP];
 static PREVIOUS: OnceLock<Vec<(Signal, SigAction)>> = OnceLock::new();
 
+/// A handler with SA_SIGINFO.
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+/// Whose the kick signal was: the machine's own handler, which raises a line for a kick that nobody raised one for.
+static BEFORE: OnceLock<Handler> = OnceLock::new();
+
 fn install() -> Result<(), nix::Error> {
     if PREVIOUS.get().is_some() {
         return Ok(());
@@ -70,13 +75,19 @@ fn install() -> Result<(), nix::Error> {
         previous.push((signal, unsafe { sigaction(signal, &action)? }));
     }
     let _ = PREVIOUS.set(previous);
-    // SAFETY: zero is a valid bit pattern for sigaction, and the handler is as above. nix has no real-time signals.
+    // SAFETY: zero is a valid bit pattern for sigaction, and the handler is as above. nix has no real-time signals. The
+    // previous handler's address and type are what the process itself gave the kernel.
     unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = on_kick as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        if libc::sigaction(Lines::kick_signal(), &action, std::ptr::null_mut()) != 0 {
+        let mut before: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        if libc::sigaction(Lines::kick_signal(), &action, &mut before) != 0 {
             return Err(nix::Error::last());
+        }
+        let ours = before.sa_sigaction == action.sa_sigaction;
+        if before.sa_flags & libc::SA_SIGINFO != 0 && before.sa_sigaction > libc::SIG_IGN && !ours {
+            let _ = BEFORE.set(std::mem::transmute::<usize, Handler>(before.sa_sigaction));
         }
     }
     Ok(())
@@ -130,7 +141,11 @@ extern "C" fn on_fault(signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut 
     }
 }
 
-extern "C" fn on_kick(_signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+extern "C" fn on_kick(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+    // First: whoever sees the context's notes must find the lines raised.
+    if let Some(before) = BEFORE.get() {
+        before(signal, info, ucontext);
+    }
     // SAFETY: as in `on_fault`.
     unsafe {
         let Some(running) = ATTACHED.with(Cell::get) else { return };

@@ -14,7 +14,7 @@ use std::mem::offset_of;
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::state::{State, Value, number, scratch, writable};
-use crate::cpu::eflags;
+use crate::cpu::{Segment, eflags};
 use crate::engine::translate::context::{Context, host};
 
 const OUTSIDE: &str = "memory operand is neither in a window nor an allowed field of the context";
@@ -153,7 +153,10 @@ pub fn context_load(insn: &Instruction, state: &State) -> Result<Value, &'static
     if !context_operand(insn, Register::None) || !writable(to) {
         return Err(OUTSIDE);
     }
-    let word_of = |from: usize| (0..6).any(|i| at == from as u64 + 4 * i);
+    let of_segment = |field: usize| {
+        let first = (offset_of!(Context, seg) + field) as u64;
+        (0..6).any(|i| at == first + i * size_of::<Segment>() as u64)
+    };
     match wide {
         true if at == offset_of!(Context, fp_absent) as u64 => Ok(Value::FpAbsent),
         // Rust code and the signal handler only ever store 0 or 1 there.
@@ -166,8 +169,8 @@ pub fn context_load(insn: &Instruction, state: &State) -> Result<Value, &'static
             Code::Cmp_r32_rm32 => Ok(state.get(to)),
             _ => Ok(Value::Narrow),
         },
-        false if word_of(offset_of!(Context, segment_base)) => Ok(Value::Narrow),
-        false if word_of(offset_of!(Context, selectors)) => Ok(Value::Narrow),
+        false if of_segment(offset_of!(Segment, base)) => Ok(Value::Narrow),
+        false if of_segment(offset_of!(Segment, selector)) => Ok(Value::Narrow),
         _ => Err(OUTSIDE),
     }
 }
@@ -182,6 +185,14 @@ pub fn interrupt_store(insn: &Instruction) -> bool {
     value
         && context_operand(insn, Register::None)
         && insn.memory_displacement64() == offset_of!(Context, interrupts) as u64
+}
+
+/// True if the instruction stores a scratch register to the context's note of a segment base.
+pub fn base_store(insn: &Instruction) -> bool {
+    insn.code() == Code::Mov_rm32_r32
+        && context_operand(insn, Register::None)
+        && insn.memory_displacement64() == offset_of!(Context, x87_base) as u64
+        && scratch(number(insn.op1_register()))
 }
 
 /// The exit site that a store to the context names; stores of anything else are not allowed.

@@ -8,6 +8,7 @@ use super::permitted::{Kind, permitted};
 use super::state::{Stacked, State, TARGET, Value, number, scratch, writable};
 use crate::cpu::eflags;
 use crate::engine::translate::context::{INDEX_ENTRIES, host};
+use crate::engine::translate::gate::Gate;
 use crate::engine::translate::mode::HOST_FLAGS;
 
 /// One instruction and what is known before it.
@@ -32,6 +33,8 @@ type Rule<T> = Result<T, &'static str>;
 
 /// RCX.
 const COUNT: u8 = 1;
+/// The register that gates take a selector in.
+const SELECTOR: u8 = 11;
 
 impl Step<'_> {
     /// Checks the instruction; where execution goes from it.
@@ -145,6 +148,12 @@ impl Step<'_> {
             return match self.insn.op1_kind() == OpKind::Register && self.state.get(8) != Value::Flag {
                 true => Err("a store of something else than EFLAGS.IF"),
                 false => Ok(()),
+            };
+        }
+        if memory::base_store(self.insn) {
+            return match self.state.narrow(number(self.insn.op1_register())) {
+                true => Ok(()),
+                false => Err("a store of something else than a segment base"),
             };
         }
         if self.insn.op0_kind() == OpKind::Memory {
@@ -304,6 +313,14 @@ impl Step<'_> {
         if target == t.exit {
             return if self.state.site { self.left() } else { Err("an exit that names no site") };
         }
+        if let Some(gate) = t.gates.iter().position(|at| *at == target && target != 0) {
+            // The first of them, by index, load a selector.
+            let named = gate >= Gate::Enter.index() || self.state.narrow(SELECTOR);
+            return match self.state.site && self.state.narrow(TARGET) && named {
+                true => self.left(),
+                false => Err("a gate that is not told everything"),
+            };
+        }
         if target == t.miss || target == t.branch {
             let named = self.state.narrow(TARGET);
             return if named { self.left() } else { Err("an indirect branch to something that is not a guest EIP") };
@@ -311,7 +328,7 @@ impl Step<'_> {
         if target == t.load_fp {
             return self.load_fp();
         }
-        if (self.subject.linked)(target) {
+        if (self.subject.linked)(target, self.state.fp) {
             return self.left();
         }
         let offset = self.inside(target)?;
@@ -332,7 +349,7 @@ impl Step<'_> {
         let target = self.insn.near_branch_target();
         let t = self.subject.trampolines;
         let by_table = (target == t.miss || target == t.branch) && self.state.narrow(TARGET);
-        if by_table || (self.subject.linked)(target) {
+        if by_table || (self.subject.linked)(target, self.state.fp) {
             self.state.require_guest_narrow()?;
             return Ok(After { falls: Some(self.state), jumps: None });
         }
@@ -353,7 +370,7 @@ impl Step<'_> {
         }
         self.state.require_guest_narrow()?;
         let target = self.insn.near_branch_target();
-        if (self.subject.linked)(target) {
+        if (self.subject.linked)(target, self.state.fp) {
             return Ok(After { falls: Some(self.landing()), jumps: None });
         }
         let offset = self.inside(target)?;

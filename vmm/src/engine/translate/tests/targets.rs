@@ -11,7 +11,7 @@ const ALIAS: u64 = 0x1_0000;
 
 #[test]
 fn returns_go_elsewhere_with_live_flags() {
-    let (end, stats) = agree_at(3, |a| {
+    let (end, translator) = agree_at(3, |a| {
         let (mut head, mut callee, mut carry) = (a.create_label(), a.create_label(), a.create_label());
         a.mov(esi, ROUNDS).unwrap();
         a.xor(edi, edi).unwrap();
@@ -38,12 +38,12 @@ fn returns_go_elsewhere_with_live_flags() {
         a.ret().unwrap();
     });
     assert_eq!((end.gpr[4], end.gpr[6]), (STACK, 0));
-    assert!(stats.learnt_varied > 0, "{stats:?}");
+    assert!(translator.stats.learnt_varied > 0, "{:?}", translator.stats);
 }
 
 #[test]
 fn aliases_in_the_branch_table_keep_flags() {
-    let (end, stats) = agree_at(3, |a| {
+    let (end, translator) = agree_at(3, |a| {
         let (mut head, mut start, mut done) = (a.create_label(), a.create_label(), a.create_label());
         // Two copies of `adc edx, 1; jmp [edi]`, their addresses at DATA and after.
         for i in 0..2 {
@@ -72,5 +72,5 @@ fn aliases_in_the_branch_table_keep_flags() {
         a.nop().unwrap();
     });
     assert_eq!((end.gpr[4], end.gpr[6]), (STACK, 0));
-    assert!(stats.learnt_varied > 0, "{stats:?}");
+    assert!(translator.stats.learnt_varied > 0, "{:?}", translator.stats);
 }

@@ -23,8 +23,8 @@ pub(super) struct Pending {
 pub(super) enum Out {
     /// A branch to another block.
     Branch,
-    /// Something may be pending. RCX is in r8.
-    Pending,
+    /// Something may be pending. RCX is in r8. The instruction at the EIP is to be interpreted then, if it is named.
+    Pending(Option<Mnemonic>),
     /// The instruction at the EIP is left to the interpreter after all, with ESP this much ahead of r14d.
     Interpret(Mnemonic, i32),
 }
@@ -164,10 +164,15 @@ impl Translator<'_> {
     pub(super) fn leave_to_interpret(&mut self, eip: u32, mnemonic: Mnemonic) {
         self.e.lea32(host::ESP, host::ESP, self.delta);
         self.delta = 0;
+        self.leave_through(Leave::Interpret(eip, mnemonic), self.env.trampolines.exit);
+    }
+
+    /// Leaves by a new exit site and the common code at `by`.
+    pub(super) fn leave_through(&mut self, leave: Leave, by: u64) {
         let site = self.env.first_site + self.exits.len() as u32;
-        self.exits.push(Leave::Interpret(eip, mnemonic));
+        self.exits.push(leave);
         self.e.store_context_immediate(offset_of!(Context, site), site);
-        self.e.jump(self.env.trampolines.exit);
+        self.e.jump(by);
     }
 
     /// Emits the stub of each branch out that is not linked yet.
@@ -182,9 +187,9 @@ impl Translator<'_> {
             let site = self.env.first_site + self.exits.len() as u32;
             self.exits.push(match p.kind {
                 Out::Branch => Leave::Direct { eip: p.eip, branch: self.e.address_of(p.fixup), stub },
-                Out::Pending => {
+                Out::Pending(instruction) => {
                     self.e.mov64(1, 8);
-                    Leave::Pending(p.eip)
+                    instruction.map_or(Leave::Pending(p.eip), |m| Leave::Interpret(p.eip, m))
                 }
                 Out::Interpret(mnemonic, delta) => {
                     self.e.lea32(host::ESP, host::ESP, delta);
