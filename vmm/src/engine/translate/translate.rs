@@ -12,13 +12,13 @@ mod operand;
 mod sensitive;
 mod string;
 
-use std::collections::HashSet;
 use std::mem::offset_of;
 
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use self::branch::Pending;
 use self::operand::{Place, base_offset, number, rename, segment_index, selector_offset, set_memory};
+use super::Places;
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
 use super::context::{Context, host};
@@ -34,9 +34,11 @@ pub struct Environment<'a> {
     /// Common code.
     pub trampolines: &'a Trampolines,
     /// Guest addresses of supervisor instructions seen to touch the lower part of the address space.
-    pub dynamic: &'a HashSet<u32>,
+    pub dynamic: &'a Places,
     /// Guest addresses of instructions that are better interpreted: they reach devices.
-    pub interpreted: &'a HashSet<u32>,
+    pub interpreted: &'a Places,
+    /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
+    pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
     /// Index of the first exit site.
@@ -44,6 +46,7 @@ pub struct Environment<'a> {
 }
 
 /// The result: the emitter holds the code.
+#[derive(Default)]
 pub struct Translation {
     /// Offset of the entry for direct branches.
     pub main: u32,
@@ -74,21 +77,24 @@ struct Translator<'a> {
     shadow: bool,
 }
 
-/// Translates `trace` into `e`.
-pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>) -> Translation {
+/// Translates `trace` into `e` and `out`, whose lists are used again.
+pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mut Translation) {
+    let (mut origins, mut exits) = (std::mem::take(&mut out.origins), std::mem::take(&mut out.exits));
+    origins.clear();
+    exits.clear();
     let mut t = Translator {
         e,
         env,
         delta: 0,
-        origins: Vec::new(),
-        exits: Vec::new(),
+        origins,
+        exits,
         pending: Vec::new(),
         eip: trace.eip,
         next: trace.eip,
         page: trace.eip,
         shadow: false,
     };
-    t.e.expect_eip(trace.eip, env.trampolines.miss);
+    t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
     let fp = t.floating_point_check(trace);
     let mut ended = false;
@@ -111,7 +117,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>) -> Trans
         }
     }
     t.stubs();
-    Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source() }
+    *out = Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source() };
 }
 
 impl Translator<'_> {
@@ -197,7 +203,7 @@ impl Translator<'_> {
     }
 
     fn class(&self, insn: &Instruction) -> Class {
-        match self.env.interpreted.contains(&insn.ip32()) {
+        match !self.env.interpreted.is_empty() && self.env.interpreted.contains(&insn.ip32()) {
             true => Class::Interpret,
             false => classify(insn, self.env.mode),
         }
