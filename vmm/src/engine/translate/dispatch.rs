@@ -439,7 +439,10 @@ impl Translator {
             let (index, low) = self.shadow.window(state, if own { low_rights } else { Rights::User(cr3) });
             self.context.quarters = [low, low, low, high];
             self.context.window = high;
-            user_window = (!own).then_some(index);
+            user_window = match own {
+                true => self.shadow.exists(Rights::User(cr3)).then(|| self.shadow.window(state, Rights::User(cr3)).0),
+                false => Some(index),
+            };
             if mode.low_kernel() { index } else { kernel }
         };
         self.take_code_changes(code_window, mode.paging() && !mode.user());
