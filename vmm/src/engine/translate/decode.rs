@@ -6,7 +6,8 @@
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
-use crate::cpu::Vcpu;
+use crate::cpu::{CpuModel, Vcpu};
+use crate::engine::features;
 use crate::mmu::{Access, FRAME_SIZE, walk};
 
 /// Guest instructions in a trace at most.
@@ -50,7 +51,7 @@ pub fn decode(vcpu: &Vcpu, eip: u32, frame: u64) -> Trace {
     if !vcpu.mmu.ram.read(frame, &mut page) {
         return trace;
     }
-    match one(&page, eip) {
+    match one(&vcpu.model, &page, eip) {
         Ok(_) => {}
         Err(DecoderError::NoMoreBytes) => {
             straddling(vcpu, &page, &mut trace);
@@ -61,7 +62,7 @@ pub fn decode(vcpu: &Vcpu, eip: u32, frame: u64) -> Trace {
     let mut jumps = 0;
     while trace.instructions.len() < MAX_INSTRUCTIONS {
         let at = trace.next;
-        let Ok(insn) = one(&page, at) else { break };
+        let Ok(insn) = one(&vcpu.model, &page, at) else { break };
         trace.next = at.wrapping_add(insn.len() as u32);
         trace.instructions.push(insn);
         match insn.flow_control() {
@@ -101,20 +102,25 @@ fn straddling(vcpu: &Vcpu, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
     bytes[..tail.len()].copy_from_slice(tail);
     let mut decoder = Decoder::with_ip(32, &bytes[..tail.len() + 15], trace.eip as u64, DecoderOptions::NONE);
     let insn = decoder.decode();
-    if decoder.last_error() == DecoderError::None && insn.len() > tail.len() {
+    if decoder.last_error() == DecoderError::None && insn.len() > tail.len() && offered(&vcpu.model, &insn) {
         trace.next = insn.next_ip32();
         trace.instructions.push(insn);
         trace.second = Some(second.gpa & !0xfff);
     }
 }
 
-/// The instruction at `at`, if it is valid and ends inside the page.
-fn one(page: &[u8; FRAME_SIZE], at: u32) -> Result<Instruction, DecoderError> {
+/// False if the guest's processor is short of a feature that the host has and `insn` needs.
+fn offered(model: &CpuModel, insn: &Instruction) -> bool {
+    !model.reduced() || features::available(model, insn)
+}
+
+/// The instruction at `at`, if it is valid, of this processor, and ends inside the page.
+fn one(model: &CpuModel, page: &[u8; FRAME_SIZE], at: u32) -> Result<Instruction, DecoderError> {
     let offset = at as usize % FRAME_SIZE;
     let mut decoder = Decoder::with_ip(32, &page[offset..], at as u64, DecoderOptions::NONE);
     let insn = decoder.decode();
     match decoder.last_error() {
-        DecoderError::None if insn.len() <= 15 => Ok(insn),
+        DecoderError::None if insn.len() <= 15 && offered(model, &insn) => Ok(insn),
         DecoderError::None => Err(DecoderError::InvalidInstruction),
         error => Err(error),
     }
