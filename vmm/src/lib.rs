@@ -14,4 +14,4 @@ pub mod inherit;
 pub mod launch;
 pub mod machine;
 pub mod mmu;
-pub mod outcome;
+pub use ipc::outcome;

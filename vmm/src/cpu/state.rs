@@ -116,7 +116,7 @@ pub mod attr {
 
 /// A segment register with its hidden part.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Linear base address.
     pub base: u32,
@@ -126,7 +126,7 @@ pub struct Segment {
     pub attr: u32,
     /// Visible selector.
     pub selector: u16,
-    /// Keeps the layout explicit.
+    /// Zero, so that the selector can be read as 32 bits.
     pub pad: u16,
 }
 

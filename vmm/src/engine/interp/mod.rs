@@ -123,6 +123,11 @@ impl Interpreter {
         }
     }
 
+    /// Exceptions, traps and interrupts delivered so far: tells whether a step was just its instruction.
+    pub fn events_taken(&self) -> u64 {
+        self.exceptions + self.interrupts
+    }
+
     /// As [`Self::step`], but delivers nothing: an exception comes back as the error, with the state as it was before
     /// the instruction, and a trap (single step, data breakpoint) is left in `Mmu::pending_debug` as DR6 bits. INT n and
     /// its kin do enter their handlers: that is what these instructions do.

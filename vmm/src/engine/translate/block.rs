@@ -1,8 +1,12 @@
 //! What is remembered of a translated block: where it is, and where each piece of its code came from.
+//!
+//! These are the unpacked forms that everyone works with; `segment` keeps them packed.
 
 use iced_x86::Mnemonic;
 
+use super::gate::Gate;
 use super::mode::Mode;
+use super::origins::Origins;
 
 /// What a translation is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +30,13 @@ pub struct Origin {
     pub esp_delta: i32,
     /// What may be done at exactly `offset`.
     pub point: Point,
+}
+
+impl Origin {
+    /// True if a branch from elsewhere may come in here: state is complete, and nothing waits for this instruction.
+    pub fn is_entry(&self) -> bool {
+        self.point == Point::Start && self.esp_delta == 0
+    }
 }
 
 /// What a position in host code is good for.
@@ -58,6 +69,8 @@ pub enum Leave {
     Pending(u32),
     /// To have the instruction at this EIP, of this kind, interpreted.
     Interpret(u32, Mnemonic),
+    /// The same, where a gate did not open.
+    Gate(u32, Mnemonic, Gate),
 }
 
 /// A way out of a block, named by its index in `Context::site`.
@@ -67,12 +80,11 @@ pub struct Site {
     pub block: u32,
     /// How.
     pub leave: Leave,
-    /// The block it is linked to, if it is.
-    pub linked: Option<u32>,
 }
 
 /// A translated block.
-pub struct Block {
+#[derive(Clone, Copy)]
+pub struct Block<'a> {
     /// What it is a translation of.
     pub key: Key,
     /// First executable address: the entry of indirect branches, which check that r8d is the block's EIP.
@@ -83,41 +95,38 @@ pub struct Block {
     pub length: u32,
     /// Physical address of the second page, if its only instruction runs over into one.
     pub second: Option<u64>,
-    /// The bytes of its page that it was translated from: all lie in this range of offsets.
-    pub source: (u16, u16),
     /// It uses x87, SSE or AVX state, which must be loaded before it is started in the middle.
     pub fp: bool,
     /// Its page was mapped by a global entry.
     pub global: bool,
     /// Where its code came from, by ascending offset.
-    pub origins: Vec<Origin>,
+    pub origins: Origins<'a>,
     /// First index and number of its exit sites.
     pub sites: (u32, u32),
-    /// Sites linked to this block.
-    pub incoming: Vec<u32>,
     /// False once invalidated: no link or lookup leads here any more.
     pub live: bool,
 }
 
-impl Block {
+impl Block<'_> {
     /// The guest state at executable address `at`; None in code that belongs to no instruction (entry checks, stubs).
     pub fn origin(&self, at: u64) -> Option<Origin> {
-        let offset = at.checked_sub(self.start)? as u32;
-        let index = self.origins.partition_point(|o| o.offset <= offset);
-        (offset < self.length && index > 0).then(|| self.origins[index - 1])
+        self.until(at)?.last()
     }
 
     /// The guest state at `at` if execution may be left exactly there.
     pub fn boundary(&self, at: u64) -> Option<Origin> {
         let offset = at.checked_sub(self.start)? as u32;
-        let index = self.origins.binary_search_by_key(&offset, |o| o.offset).ok()?;
-        Some(self.origins[index]).filter(|o| matches!(o.point, Point::Start | Point::Interruptible))
+        self.origin(at).filter(|o| o.offset == offset && matches!(o.point, Point::Start | Point::Interruptible))
     }
 
     /// The entry that begins the instruction at `eip` around `at`: where it can be started again.
     pub fn restart(&self, at: u64) -> Option<Origin> {
+        self.until(at)?.filter(|o| matches!(o.point, Point::Start | Point::Shadowed)).last()
+    }
+
+    /// The entries up to executable address `at`.
+    fn until(&self, at: u64) -> Option<impl Iterator<Item = Origin>> {
         let offset = at.checked_sub(self.start)? as u32;
-        let index = self.origins.partition_point(|o| o.offset <= offset);
-        self.origins[..index].iter().rev().find(|o| matches!(o.point, Point::Start | Point::Shadowed)).copied()
+        (offset < self.length).then(|| self.origins.take_while(move |o| o.offset <= offset))
     }
 }

@@ -1,12 +1,18 @@
 //! The code cache: one sealed memfd with two mappings, one to write and one to execute, never both in one.
+//!
+//! It is filled segment by segment, round and round: old code goes a segment at a time, oldest first.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use memfd::{FileSeal, MemfdOptions};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Parts that the cache is emptied by.
+pub const SEGMENTS: usize = 4;
 
 /// Why the code cache could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -19,19 +25,24 @@ pub enum CacheError {
     Map(&'static str, #[source] nix::Error),
 }
 
-/// A bump allocator over executable memory. Old code goes only by [`CodeCache::truncate`], all at once.
+/// A bump allocator over executable memory.
 pub struct CodeCache {
     execute: NonNull<u8>,
     write: NonNull<u8>,
     size: usize,
-    used: usize,
+    /// Bytes at the start that stay for ever.
+    kept: usize,
+    /// The segment being filled.
+    segment: usize,
+    /// Offset of the next code, in that segment or at its end.
+    next: usize,
 }
 
 // SAFETY: both mappings belong to this value alone; the pointers are only used through its methods.
 unsafe impl Send for CodeCache {}
 
 impl CodeCache {
-    /// A cache of `size` bytes, a multiple of 4 KiB.
+    /// A cache of `size` bytes, a multiple of [`SEGMENTS`] times 4 KiB.
     pub fn new(size: usize) -> Result<Self, CacheError> {
         let create = |e: Box<dyn std::error::Error + Send + Sync>| CacheError::Create(size, e);
         let options = MemfdOptions::default().close_on_exec(true).allow_sealing(true);
@@ -43,7 +54,7 @@ impl CodeCache {
         let length = NonZeroUsize::new(size).ok_or(CacheError::Map("size", nix::Error::EINVAL))?;
         let execute = Self::map(&file, length, ProtFlags::PROT_READ | ProtFlags::PROT_EXEC, "execute")?;
         let write = Self::map(&file, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, "write")?;
-        Ok(Self { execute, write, size, used: 0 })
+        Ok(Self { execute, write, size, kept: 0, segment: 0, next: 0 })
     }
 
     fn map(file: &File, length: NonZeroUsize, prot: ProtFlags, what: &'static str) -> Result<NonNull<u8>, CacheError> {
@@ -54,7 +65,7 @@ impl CodeCache {
 
     /// Address at which the next code will execute.
     pub fn next(&self) -> u64 {
-        self.execute.as_ptr() as u64 + self.used as u64
+        self.start() + self.next as u64
     }
     /// First executable address.
     pub fn start(&self) -> u64 {
@@ -64,26 +75,44 @@ impl CodeCache {
     pub fn size(&self) -> usize {
         self.size
     }
-    /// Bytes in use.
-    pub fn used(&self) -> usize {
-        self.used
+    /// Size of each segment in bytes.
+    pub fn segment_size(&self) -> usize {
+        self.size / SEGMENTS
     }
 
-    /// Appends `code`, padded with int3 so that the next code is aligned to 32 bytes. None if it does not fit.
+    /// Executable addresses of `segment`.
+    pub fn segment_addresses(&self, segment: usize) -> Range<u64> {
+        let start = self.start() + (segment * self.segment_size()) as u64;
+        start..start + self.segment_size() as u64
+    }
+
+    /// Appends `code`, padded with int3 so that the next code is aligned to 32 bytes. None if this segment has no room.
     pub fn append(&mut self, code: &[u8]) -> Option<u64> {
-        let end = (self.used + code.len()).next_multiple_of(32);
-        if end > self.size {
+        let end = (self.next + code.len()).next_multiple_of(32);
+        if end > (self.segment + 1) * self.segment_size() {
             return None;
         }
         let at = self.next();
-        // SAFETY: [used, end) is inside the writable mapping; nothing executes it before this returns.
+        // SAFETY: [next, end) is inside the writable mapping; nothing executes it before this returns.
         unsafe {
-            let to = self.write.as_ptr().add(self.used);
+            let to = self.write.as_ptr().add(self.next);
             std::ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
-            std::ptr::write_bytes(to.add(code.len()), 0xcc, end - self.used - code.len());
+            std::ptr::write_bytes(to.add(code.len()), 0xcc, end - self.next - code.len());
         }
-        self.used = end;
+        self.next = end;
         Some(at)
+    }
+
+    /// What was appended so far stays for ever.
+    pub fn keep(&mut self) {
+        self.kept = self.next;
+    }
+
+    /// Goes on to the next segment, and says which. What is there will be overwritten: nothing may lead there any more.
+    pub fn advance(&mut self) -> usize {
+        self.segment = (self.segment + 1) % SEGMENTS;
+        self.next = (self.segment * self.segment_size()).max(self.kept);
+        self.segment
     }
 
     /// Replaces the 32-bit displacement at executable address `at` so that the branch that ends with it goes to
@@ -91,8 +120,8 @@ impl CodeCache {
     pub fn patch_branch(&mut self, at: u64, target: u64) {
         let displacement = target.wrapping_sub(at + 4) as i32;
         let offset = (at - self.start()) as usize;
-        if offset + 4 <= self.used {
-            // SAFETY: checked to be inside the part in use.
+        if offset + 4 <= self.size {
+            // SAFETY: checked to be inside the mapping.
             unsafe { self.write.as_ptr().add(offset).cast::<i32>().write_unaligned(displacement) };
         }
     }
@@ -100,16 +129,11 @@ impl CodeCache {
     /// Copies code back out, for checking and for messages.
     pub fn read(&self, at: u64, length: usize) -> Vec<u8> {
         let offset = at.wrapping_sub(self.start()) as usize;
-        if offset.checked_add(length).is_none_or(|end| end > self.used) {
+        if offset.checked_add(length).is_none_or(|end| end > self.size) {
             return Vec::new();
         }
         // SAFETY: the range is inside the mapping, which is never unmapped while self lives.
         unsafe { std::slice::from_raw_parts(self.execute.as_ptr().add(offset), length).to_vec() }
-    }
-
-    /// Forgets everything after the first `used` bytes.
-    pub fn truncate(&mut self, used: usize) {
-        self.used = self.used.min(used);
     }
 }
 

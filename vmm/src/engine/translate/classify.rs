@@ -5,7 +5,9 @@
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
+use super::gate::Gate;
 use super::mode::Mode;
+use crate::cpu::seg;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub enum Class {
     PopFlags,
     /// RDTSC or RDTSCP.
     TimeStamp,
+    /// An instruction that a gate stands for.
+    Gate(Gate),
     /// Executed by the interpreter.
     Interpret,
 }
@@ -68,6 +72,7 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         },
         Pop => match insn.code() {
             Code::Pop_r32 | Code::Pop_rm32 if insn.op0_register() != Register::ESP => Class::Pop,
+            Code::Popd_ES | Code::Popd_DS | Code::Popd_FS | Code::Popd_GS => load_gate(insn, mode, Gate::Pop),
             _ => Class::Interpret,
         },
         Call => match insn.code() {
@@ -89,6 +94,8 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         }
         Cli if mode.ring0() => Class::ClearInterrupts,
         Sti if mode.ring0() => Class::SetInterrupts,
+        Sysenter if mode.user() => Class::Gate(Gate::Enter),
+        Sysexit if insn.code() == Code::Sysexitd && mode.ring0() => Class::Gate(Gate::Exit),
         Pushfd => Class::PushFlags,
         Popfd if mode.ring0() => Class::PopFlags,
         Rdtsc | Rdtscp if mode.tsc() => Class::TimeStamp,
@@ -101,6 +108,7 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         Cmpsd if insn.code() == Code::Cmpsd_m32_m32 => Class::String,
         Mov => match (insn.op0_kind(), insn.op1_kind()) {
             _ if insn.code() == Code::Mov_r32m16_Sreg && insn.op0_kind() == OpKind::Register => Class::ReadSelector,
+            _ if insn.code() == Code::Mov_Sreg_r32m16 => load_gate(insn, mode, Gate::Move),
             _ if is_system_mov(insn) => Class::Interpret,
             _ => Class::Plain,
         },
@@ -119,6 +127,15 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
 
 fn near32(insn: &Instruction) -> bool {
     insn.op0_kind() == OpKind::NearBranch32
+}
+
+/// The gate for a load of DS, ES, FS or GS. SS has an interrupt shadow; at other rings loads are rare.
+fn load_gate(insn: &Instruction, mode: Mode, gate: fn(u8) -> Gate) -> Class {
+    let which = insn.op0_register().number();
+    match mode.ring0() && insn.op0_register().is_segment_register() && ![seg::CS, seg::SS].contains(&which) {
+        true => Class::Gate(gate(which as u8)),
+        false => Class::Interpret,
+    }
 }
 
 fn is_system_mov(insn: &Instruction) -> bool {

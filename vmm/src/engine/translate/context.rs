@@ -1,5 +1,8 @@
 //! What emitted code reaches through r15: saved registers, where to leave to, and constants of the current mode.
 
+use super::gate::Gates;
+use crate::cpu::Segment;
+
 /// Registers that emitted code gives a fixed meaning (iced and hardware numbering).
 ///
 /// EAX, ECX, EDX, EBX, EBP, ESI and EDI live in the host registers of the same number with their upper halves zero;
@@ -7,8 +10,9 @@
 pub mod host {
     /// Holds [`super::INDEX_MASK`], for `pext`.
     pub const MASK: u8 = 12;
-    /// Holds 30: the shift from a linear address to its quarter of the address space.
-    pub const QUARTER: u8 = 13;
+    /// Holds the address of the [`super::super::tripwire`]. Its low five bits are 30: as a count it is the shift from a
+    /// linear address to its quarter of the address space.
+    pub const TRIPWIRE: u8 = 13;
     /// Guest ESP.
     pub const ESP: u8 = 14;
     /// Points at the [`super::Context`].
@@ -28,6 +32,9 @@ pub const SITE_INDIRECT: u32 = u32::MAX - 1;
 pub const SITE_KICKED: u32 = u32::MAX - 2;
 /// Value of `Context::site` when entering was abandoned because of a pending kick.
 pub const SITE_ABANDONED: u32 = u32::MAX - 3;
+/// Value of `Context::site` when a block or the code after a call was come to for another EIP: it is in
+/// `Context::branch`, and `Context::fault_rip` is where.
+pub const SITE_TRIPPED: u32 = u32::MAX - 4;
 
 /// The part of a processor that emitted code works on. Its layout is known to the emitter: fields are reached by
 /// `offset_of!`, the hot ones within a signed byte of the start.
@@ -58,10 +65,12 @@ pub struct Context {
     pub kicked: u32,
     /// 1 while guest x87/SSE/AVX state is *not* in host registers (inverted for `jrcxz`).
     pub fp_absent: u64,
-    /// Linear base of ES, CS, SS, DS, FS, GS.
-    pub segment_base: [u32; 6],
-    /// Selectors of ES, CS, SS, DS, FS, GS, zero-extended.
-    pub selectors: [u32; 6],
+    /// ES, CS, SS, DS, FS, GS.
+    pub seg: [Segment; 6],
+    /// Current privilege level.
+    pub cpl: u32,
+    /// Not 0: a gate changed `branches`, and perhaps windows, since emitted code was entered.
+    pub moved: u32,
     /// Guest TSC minus host TSC.
     pub tsc_offset: u64,
     /// IA32_TSC_AUX.
@@ -74,6 +83,8 @@ pub struct Context {
     pub window: u64,
     /// Top of the return stack; see `returns`.
     pub return_stack: u64,
+    /// Address of the tripwire.
+    pub tripwire: u64,
     /// Address of `CpuState::xsave`.
     pub xsave: u64,
     /// MXCSR that Rust code expects.
@@ -86,6 +97,10 @@ pub struct Context {
     pub fault_address: u64,
     /// Hardware error code of that fault.
     pub fault_error: u64,
+    /// Base of the segment of the last x87 memory operand, where that segment has one.
+    pub x87_base: u32,
+    /// Outcomes of instructions that change segments or privilege.
+    pub gates: Gates,
 }
 
 impl Context {

@@ -1,10 +1,10 @@
 //! Stage 1: guest bytes to instructions, along one trace.
 //!
-//! A trace starts at one EIP, follows fall-through and direct jumps, and stays in one page: what happens between pages
-//! is for links to check. Only its first instruction may run over into the next page; it is then alone. The page is
-//! copied once, so a guest that rewrites it meanwhile changes nothing half-way.
+//! A trace starts at one EIP, follows fall-through and direct jumps, and ends where it meets code that is translated
+//! already. It stays in one page: what happens between pages is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
+//! from a copy of the page, so a guest that rewrites it meanwhile changes nothing half-way.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::cpu::{CpuModel, Vcpu};
 use crate::engine::features;
@@ -16,11 +16,10 @@ const MAX_INSTRUCTIONS: usize = 64;
 const MAX_JUMPS: usize = 8;
 
 /// The guest instructions of one block, in execution order.
+#[derive(Default)]
 pub struct Trace {
     /// Guest linear address of the first instruction.
     pub eip: u32,
-    /// Physical address of the page that all of them lie in.
-    pub frame: u64,
     /// Physical address of the second page, if the only instruction runs over into it.
     pub second: Option<u64>,
     /// The instructions; `ip` is the guest EIP. Empty if the first one cannot be taken from this page.
@@ -44,26 +43,20 @@ impl Trace {
     }
 }
 
-/// Decodes the trace at `eip`, whose page is at physical address `frame`; code is 32-bit with base 0.
-pub fn decode(vcpu: &Vcpu, eip: u32, frame: u64) -> Trace {
-    let mut page = [0u8; FRAME_SIZE];
-    let mut trace = Trace { eip, frame, second: None, instructions: Vec::with_capacity(32), next: eip };
-    if !vcpu.mmu.ram.read(frame, &mut page) {
-        return trace;
-    }
-    match one(&vcpu.model, &page, eip) {
-        Ok(_) => {}
-        Err(DecoderError::NoMoreBytes) => {
-            straddling(vcpu, &page, &mut trace);
-            return trace;
-        }
-        Err(_) => return trace,
-    }
+/// Decodes the trace at `eip` from `page`, the bytes of its page, into `trace`; code is 32-bit with base 0. The trace ends
+/// where `known`, given an EIP, says that there is a translation to go on in.
+pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32) -> bool, trace: &mut Trace) {
+    (trace.eip, trace.second, trace.next) = (eip, None, eip);
+    trace.instructions.clear();
+    let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
     let mut jumps = 0;
     while trace.instructions.len() < MAX_INSTRUCTIONS {
-        let at = trace.next;
-        let Ok(insn) = one(&vcpu.model, &page, at) else { break };
-        trace.next = at.wrapping_add(insn.len() as u32);
+        let insn = match one(&vcpu.model, &mut decoder, trace.next) {
+            Ok(insn) => insn,
+            Err(DecoderError::NoMoreBytes) if trace.instructions.is_empty() => return straddling(vcpu, page, trace),
+            Err(_) => break,
+        };
+        trace.next = trace.next.wrapping_add(insn.len() as u32);
         trace.instructions.push(insn);
         match insn.flow_control() {
             FlowControl::Next | FlowControl::ConditionalBranch => {}
@@ -80,11 +73,11 @@ pub fn decode(vcpu: &Vcpu, eip: u32, frame: u64) -> Trace {
             }
             _ => break,
         }
-        if (trace.next ^ eip) & !0xfff != 0 {
+        // What follows STI is translated with it.
+        if (trace.next ^ eip) & !0xfff != 0 || (insn.mnemonic() != Mnemonic::Sti && known(trace.next)) {
             break;
         }
     }
-    trace
 }
 
 /// Decodes the instruction at the end of `page` together with the page after it. Fetching both is what the processor
@@ -114,10 +107,11 @@ fn offered(model: &CpuModel, insn: &Instruction) -> bool {
     !model.reduced() || features::available(model, insn)
 }
 
-/// The instruction at `at`, if it is valid, of this processor, and ends inside the page.
-fn one(model: &CpuModel, page: &[u8; FRAME_SIZE], at: u32) -> Result<Instruction, DecoderError> {
-    let offset = at as usize % FRAME_SIZE;
-    let mut decoder = Decoder::with_ip(32, &page[offset..], at as u64, DecoderOptions::NONE);
+/// The instruction at `at`, if it is valid, of this processor, and ends inside the page that `decoder` is over.
+fn one(model: &CpuModel, decoder: &mut Decoder<'_>, at: u32) -> Result<Instruction, DecoderError> {
+    // The offset lies inside the page.
+    let _ = decoder.set_position(at as usize % FRAME_SIZE);
+    decoder.set_ip(at as u64);
     let insn = decoder.decode();
     match decoder.last_error() {
         DecoderError::None if insn.len() <= 15 && offered(model, &insn) => Ok(insn),

@@ -3,16 +3,19 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::block::{Block, Key, Leave, Point, Site};
-use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
-use super::link::BranchTable;
-use super::mode::{HOST_FLAGS, Mode};
-use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
+use super::cache::SEGMENTS;
+use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
+use super::link::{Entry, Page};
+use super::mode::{HOST_FLAGS, Mode, SegmentClass};
+use super::{MAX_LEARNT, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
 use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation, peek, walk};
 
 /// Faults of one instruction into devices after which it is interpreted without trying.
 const DEVICE_FAULTS: u32 = 4;
+/// Times that a block or the code after a call is come to for another EIP before it expects that.
+const TRIPS: u32 = 6;
 /// Host trap number of a page fault.
 const TRAP_PAGE_FAULT: u32 = 14;
 /// Host page-fault error bit: the access was a write.
@@ -51,18 +54,18 @@ impl Routes {
         Self(vec![None; ROUTES].into())
     }
 
-    fn index(eip: u32, mode: Mode) -> usize {
-        (eip ^ eip >> 11 ^ (mode.user() as u32) << 5) as usize % ROUTES
+    fn index(eip: u32, mode: Mode, cr3: u32) -> usize {
+        (eip ^ eip >> 11 ^ cr3 >> 12 ^ (mode.user() as u32) << 5) as usize % ROUTES
     }
 
     fn find(&self, eip: u32, mode: Mode, cr3: u32, version: u64) -> Option<Route> {
-        let (at, made, route) = self.0[Self::index(eip, mode)]?;
+        let (at, made, route) = self.0[Self::index(eip, mode, cr3)]?;
         let same = at == eip && made == version && route.active.mode == mode && route.active.cr3 == cr3;
         same.then_some(route)
     }
 
     fn add(&mut self, eip: u32, version: u64, route: Route) {
-        self.0[Self::index(eip, route.active.mode)] = Some((eip, version, route));
+        self.0[Self::index(eip, route.active.mode, route.active.cr3)] = Some((eip, version, route));
     }
 }
 
@@ -91,10 +94,9 @@ impl Translator {
 
     fn translated(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Flow<()> {
         let eip = vcpu.state.eip;
-        if let Some(route) = self.routes.find(eip, mode, vcpu.state.cr3, self.version())
-            && self.unlinked.is_none()
-            && !std::mem::take(&mut self.missed)
-        {
+        let missed = std::mem::take(&mut self.missed);
+        let wanted = self.unlinked.is_none() && !missed;
+        if wanted && let Some(route) = self.route(vcpu, mode) {
             self.context.target = route.target;
             if self.active != Some(route.active) {
                 self.stats.activations += 1;
@@ -111,16 +113,14 @@ impl Translator {
         };
         let active = self.activate(vcpu, mode);
         let key = Key { eip, gpa: t.gpa, mode };
-        let id = match self.registry.find(&key) {
-            Some(id) if self.second_page_holds(vcpu, active, id) => id,
-            _ => self.translate(vcpu, key, &t),
-        };
-        self.enter_in_table(vcpu, active, key, &t, id);
+        self.note_executed(vcpu, active, key, &t);
+        let inside = if missed { None } else { self.registry.entry(&key, false) };
+        let entry = inside.unwrap_or_else(|| self.head(vcpu, active, key, &t));
         if let Some(site) = self.unlinked.take() {
-            self.link(site, id, &t);
+            self.link(site, entry, &t);
         }
-        let block = self.registry.block(id);
-        self.context.target = block.start + block.main as u64;
+        let block = self.registry.block(entry.block);
+        self.context.target = block.start + entry.offset as u64;
         if block.second.is_none() {
             let c = &self.context;
             let (window, quarters, branches) = (c.window, c.quarters, c.branches);
@@ -130,9 +130,33 @@ impl Translator {
         self.go(vcpu)
     }
 
+    /// The start of the block for `key`, translated if need be; the table leads there from now on.
+    fn head(&mut self, vcpu: &mut Vcpu, active: Active, key: Key, t: &Translation) -> Entry {
+        let id = match self.registry.find(&key) {
+            Some(id) if self.second_page_holds(vcpu, active, id) => id,
+            _ => self.translate(vcpu, key, t),
+        };
+        let block = self.registry.block(id);
+        let main = block.start + block.main as u64;
+        self.tables.insert((active.code_window, key.mode), key.eip, block.start, main);
+        Entry { block: id, offset: block.main }
+    }
+
+    /// A way to the block at EIP that was taken before and is still right.
+    fn route(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Option<Route> {
+        let (eip, cr3) = (vcpu.state.eip, vcpu.state.cr3);
+        let route = self.routes.find(eip, mode, cr3, self.version())?;
+        if self.fresh.contains(&route.active.code_window) {
+            return Some(route);
+        }
+        // The guest has flushed translations since: what it changed may lead elsewhere.
+        self.activate(vcpu, mode);
+        self.routes.find(eip, mode, cr3, self.version())
+    }
+
     /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
-    fn version(&self) -> u64 {
-        self.generation + self.shadow.version()
+    pub(super) fn version(&self) -> u64 {
+        self.generation + self.table_drops + self.shadow.version()
     }
 
     /// True unless block `id` runs over into a page that is no longer where it was.
@@ -166,7 +190,10 @@ impl Translator {
             }
             let eip = match site {
                 SITE_FAULT => match self.fault(vcpu)? {
-                    true if !vcpu.lines.any() => continue,
+                    true if !vcpu.lines.any() => {
+                        self.check_gates(vcpu);
+                        continue;
+                    }
                     _ => return Ok(()),
                 },
                 SITE_KICKED => {
@@ -184,11 +211,40 @@ impl Translator {
                     self.save(vcpu);
                     self.context.branch
                 }
+                SITE_TRIPPED => {
+                    self.tripped();
+                    self.missed = true;
+                    self.save(vcpu);
+                    self.context.branch
+                }
                 SITE_ABANDONED => return Ok(()),
                 index => return self.leave(vcpu, index),
             };
             vcpu.state.eip = eip;
             return Ok(());
+        }
+    }
+
+    /// The code at `fault_rip` was come to for another EIP than its own. Where that happens often, it is translated so
+    /// that it costs less.
+    fn tripped(&mut self) {
+        self.stats.exits_tripped += 1;
+        let at = self.context.fault_rip;
+        let Some(id) = self.registry.containing(at) else { panic!("tripped at {at:#x}, which no block holds") };
+        let block = self.registry.block(id);
+        let eip = block.origin(at).map_or(block.key.eip, |o| o.eip);
+        if self.trips.len() + self.varied.len() > MAX_LEARNT {
+            self.trips.clear();
+            self.varied.clear();
+        }
+        let count = self.trips.entry(eip).or_default();
+        *count += 1;
+        if *count >= TRIPS {
+            self.trips.remove(&eip);
+            self.varied.insert(eip);
+            self.stats.learnt_varied += 1;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         }
     }
 
@@ -208,11 +264,12 @@ impl Translator {
         let opcode = (last.opcode != before.opcode || last.pending) && Some(last.opcode) == emitted;
         let address = last.address != before.address && last.address != 0;
         if (opcode || address)
-            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, b, eip))
+            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, &b, eip))
         {
             guest.opcode = if opcode { code } else { last.opcode };
-            let base = vcpu.state.seg[insn.memory_segment().number() % 6].base;
-            guest.address = last.address.wrapping_sub(if address { base } else { 0 });
+            let mode = block.map(|b| b.key.mode.segment(insn.memory_segment().number() % 6));
+            let based = address && mode == Some(SegmentClass::Based);
+            guest.address = last.address.wrapping_sub(if based { self.context.x87_base } else { 0 });
         }
         guest.put(vcpu);
     }
@@ -234,19 +291,21 @@ impl Translator {
                 Ok(())
             }
             Leave::Interpret(eip, mnemonic) => {
-                if let Some(count) = self.assists.get_mut(mnemonic as usize) {
-                    *count += 1;
-                }
-                self.stats.exits_interpret += 1;
+                self.count_assist(mnemonic);
                 vcpu.state.eip = eip;
                 self.assist(vcpu, index)
+            }
+            Leave::Gate(eip, mnemonic, gate) => {
+                self.count_assist(mnemonic);
+                vcpu.state.eip = eip;
+                self.pass(vcpu, index, gate)
             }
         }
     }
 
     /// Has the instruction at EIP, which exit site `index` left for, interpreted. Its bytes are as when the block was
     /// translated, or the block would be gone: it is decoded once.
-    fn assist(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
+    pub(super) fn assist(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
         self.unlinked = None;
         self.stats.interpreted += 1;
         if let Some(prepared) = self.registry.prepared(index) {
@@ -336,17 +395,16 @@ impl Translator {
         if vcpu.mmu.ram.offset_of(t.gpa).is_none() {
             let count = self.device_faults.entry(eip).or_default();
             *count += 1;
-            if *count >= DEVICE_FAULTS && self.interpreted.insert(eip) {
-                self.stats.learnt_interpreted += 1;
+            if *count >= DEVICE_FAULTS {
+                // Another block may hold the instruction too: each is made anew when it comes here.
+                self.stats.learnt_interpreted += self.interpreted.insert(eip) as u64;
                 self.registry.invalidate(&mut self.cache, id);
                 self.purge();
             }
         } else if rights == Some(Rights::Kernel) && linear < KERNEL_SPLIT {
-            if self.dynamic.insert(eip) {
-                self.stats.learnt_dynamic += 1;
-                self.registry.invalidate(&mut self.cache, id);
-                self.purge();
-            }
+            self.stats.learnt_dynamic += self.dynamic.insert(eip) as u64;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         } else if !user && matches!(rights, Some(Rights::User(_))) && !t.user {
             // A supervisor page in the lower part: this address space needs a window of its own for the supervisor.
             self.shadow.window(&vcpu.state, Rights::Low(vcpu.state.cr3));
@@ -355,7 +413,7 @@ impl Translator {
     }
 
     /// Sets up the context's windows for `mode`.
-    fn activate(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Active {
+    pub(super) fn activate(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Active {
         let cr3 = vcpu.state.cr3;
         let version = self.shadow.version();
         if let Some(active) = self.active.filter(|a| a.mode == mode && a.cr3 == cr3 && a.version == version) {
@@ -363,6 +421,7 @@ impl Translator {
         }
         self.stats.activations += 1;
         let state = &vcpu.state;
+        let mut user_window = None;
         let code_window = if !mode.paging() {
             let (index, base) = self.shadow.window(state, Rights::Physical);
             self.context.quarters = [base; 4];
@@ -380,41 +439,54 @@ impl Translator {
             let (index, low) = self.shadow.window(state, if own { low_rights } else { Rights::User(cr3) });
             self.context.quarters = [low, low, low, high];
             self.context.window = high;
+            user_window = (!own).then_some(index);
             if mode.low_kernel() { index } else { kernel }
         };
-        if self.shadow.take_code_changed(code_window) {
-            self.tables.retain(|(w, _), _| *w != code_window);
-            if mode.paging() && !mode.user() {
-                self.registry.unlink_pages(&mut self.cache);
-            }
+        self.take_code_changes(code_window, mode.paging() && !mode.user());
+        if let Some(window) = user_window {
+            // Both ways between rings are as the guest's page tables have it now.
+            self.take_code_changes(window, false);
+            self.settled = true;
         }
-        if self.tables.len() >= MAX_TABLES && !self.tables.contains_key(&(code_window, mode)) {
-            self.tables.retain(|(w, _), _| *w == code_window);
-            if self.tables.len() >= MAX_TABLES {
-                self.tables.clear();
-            }
+        if self.tables.is_full(&(code_window, mode)) {
+            self.drop_tables();
         }
-        let miss = self.trampolines.miss;
-        let table = self.tables.entry((code_window, mode)).or_insert_with(|| BranchTable::new(miss));
-        self.context.branches = table.address();
+        self.context.branches = self.tables.address((code_window, mode));
         let active = Active { mode, cr3, code_window, version: self.shadow.version() };
         self.active = Some(active);
         active
     }
 
-    fn enter_in_table(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation, id: u32) {
-        self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
-        self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
-        if let Some(table) = self.tables.get_mut(&(active.code_window, key.mode)) {
-            table.insert(key.eip, self.registry.block(id).start);
+    /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
+    fn take_code_changes(&mut self, index: usize, supervisor: bool) {
+        if self.shadow.take_code_changed(index) {
+            self.tables.empty_window(index);
+            self.table_drops += 1;
+            if supervisor {
+                self.registry.unlink_pages(&mut self.cache);
+            }
+        }
+        if !self.fresh.contains(&index) {
+            self.fresh.push(index);
         }
     }
 
-    /// Links exit site `site` to block `id`, whose page is `t`, if nothing can come between them unnoticed.
-    fn link(&mut self, site: u32, id: u32, t: &Translation) {
-        let Some(Site { block, leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { return };
-        let (from, to) = (self.registry.block(block), self.registry.block(id));
-        if eip != to.key.eip {
+    /// Notes that the page of `key`, which is mapped as `t`, is executed.
+    fn note_executed(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation) {
+        self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
+        self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
+    }
+
+    /// Links exit site `site` to `entry`, in a page mapped as `t`, if nothing can come between them unnoticed.
+    fn link(&mut self, site: u32, entry: Entry, t: &Translation) {
+        let Some(Site { block, leave: Leave::Direct { eip, .. } }) = self.registry.site(site) else { return };
+        let (from, to) = (self.registry.block(block), self.registry.block(entry.block));
+        let at = if entry.offset == to.main {
+            Some(to.key.eip)
+        } else {
+            to.origin(to.start + entry.offset as u64).map(|o| o.eip)
+        };
+        if at != Some(eip) {
             // An interrupt came between.
             return;
         }
@@ -422,49 +494,83 @@ impl Translator {
         let fixed = !to.key.mode.paging() || (!to.key.mode.user() && t.global && from.global && to.global);
         let same_page = same_page && to.second.is_none() && from.second.is_none();
         if from.live && from.key.mode == to.key.mode && (same_page || fixed) {
-            self.registry.link(&mut self.cache, site, id);
+            self.registry.link(&mut self.cache, site, entry);
+        }
+    }
+
+    /// Links the exits of the new block `id` to what its page already has translations of.
+    fn link_inside(&mut self, id: u32) {
+        let block = self.registry.block(id);
+        let (key, fp, sites) = (block.key, block.fp, block.sites);
+        if block.second.is_some() {
+            return;
+        }
+        for site in sites.0..sites.0 + sites.1 {
+            let Some(Site { leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { continue };
+            let target = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
+            if (eip ^ key.eip) & !0xfff == 0
+                && let Some(entry) = self.registry.entry(&target, fp)
+            {
+                self.registry.link(&mut self.cache, site, entry);
+            }
         }
     }
 
     /// Translates the block for `key`.
     fn translate(&mut self, vcpu: &mut Vcpu, key: Key, t: &Translation) -> u32 {
-        if self.registry.is_full() {
-            self.flush_cache(vcpu);
-            self.activate(vcpu, key.mode);
+        for _ in 0..SEGMENTS {
+            if self.registry.is_full() {
+                self.evict(vcpu);
+            }
         }
-        let trace = decode::decode(vcpu, key.eip, key.gpa & !0xfff);
-        self.watch(vcpu, &trace);
+        self.watch(vcpu, key.gpa & !0xfff);
+        self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
+        self.decode(vcpu, key);
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
+        let page = Page { global: t.global, second: self.trace.second };
         loop {
+            // Making room may have ended this.
+            self.watch(vcpu, key.gpa & !0xfff);
+            page.second.into_iter().for_each(|second| self.watch(vcpu, second));
             self.emitter.restart(self.cache.next());
             let environment = translate::Environment {
                 mode: key.mode,
                 trampolines: &self.trampolines,
                 dynamic: &self.dynamic,
                 interpreted: &self.interpreted,
+                varied: &self.varied,
                 fixed,
                 first_site: self.registry.next_site(),
             };
-            let translation = translate::translate(&mut self.emitter, &trace, &environment);
+            translate::translate(&mut self.emitter, &self.trace, &environment, &mut self.translation);
             let length = self.emitter.code.len() as u32;
             if let Some(start) = self.cache.append(&self.emitter.code) {
                 self.stats.blocks += 1;
-                self.stats.guest_instructions += trace.instructions.len() as u64;
+                self.stats.guest_instructions += self.trace.instructions.len() as u64;
                 self.stats.host_bytes += length as u64;
-                let second = trace.second;
-                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), t.global, second, translation);
+                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), page, &self.translation);
+                self.link_inside(id);
                 self.check_block(id);
                 return id;
             }
-            self.flush_cache(vcpu);
-            self.watch(vcpu, &trace);
-            self.activate(vcpu, key.mode);
+            self.evict(vcpu);
         }
     }
 
-    /// Has stores to the pages of `trace` reported, by Rust code and by windows.
-    fn watch(&mut self, vcpu: &mut Vcpu, trace: &decode::Trace) {
-        for gpa in [Some(trace.frame), trace.second].into_iter().flatten() {
+    /// Decodes the trace for `key`, whose frame is known, up to what is translated already.
+    fn decode(&mut self, vcpu: &Vcpu, key: Key) {
+        let registry = &self.registry;
+        let Some(frame) = registry.frame(key.gpa & !0xfff) else { return };
+        let known = |eip: u32| {
+            let key = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
+            registry.entry(&key, false).is_some()
+        };
+        decode::decode(vcpu, key.eip, &frame.bytes, known, &mut self.trace);
+    }
+
+    /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
+    fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
+        if self.registry.frame(gpa).is_none() {
             vcpu.mmu.watch_code(gpa);
             self.shadow.protect_frame(gpa);
         }
@@ -480,16 +586,21 @@ impl Translator {
         c.pending = vcpu.lines.any() as u64;
         c.tsc_offset = s.tsc_offset;
         c.tsc_aux = s.msr.tsc_aux;
-        for i in 0..6 {
-            c.segment_base[i] = s.seg[i].base;
-            c.selectors[i] = s.seg[i].selector as u32;
-        }
+        c.seg = s.seg;
+        c.cpl = s.cpl as u32;
+        c.moved = 0;
+        self.check_gates(vcpu);
     }
 
     /// Copies the context back into state. ESP is still without the delta of where emitted code stood.
     fn save(&mut self, vcpu: &mut Vcpu) {
-        vcpu.state.gpr = self.context.gpr;
-        let c = &self.context;
+        let c = &mut self.context;
+        vcpu.state.gpr = c.gpr;
+        vcpu.state.seg = c.seg;
+        vcpu.state.cpl = c.cpl as u8;
+        if std::mem::take(&mut c.moved) != 0 {
+            self.active = None;
+        }
         vcpu.state.eflags = c.system_flags | c.interrupts | (c.flags as u32 & HOST_FLAGS);
     }
 }
@@ -531,7 +642,7 @@ impl X87Last {
 }
 
 /// The x87 instruction at `eip`, which `block` translates, and its FOP.
-fn guest_instruction(ram: &GuestRam, block: &Block, eip: u32) -> Option<(Instruction, u16)> {
+fn guest_instruction(ram: &GuestRam, block: &Block<'_>, eip: u32) -> Option<(Instruction, u16)> {
     let mut bytes = [0; 15];
     for (i, byte) in bytes.iter_mut().enumerate() {
         let at = eip.wrapping_add(i as u32);

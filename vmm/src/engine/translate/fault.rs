@@ -15,8 +15,9 @@ use std::sync::OnceLock;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use super::context::{Context, SITE_FAULT, SITE_KICKED};
+use super::context::{Context, SITE_FAULT, SITE_KICKED, SITE_TRIPPED};
 use super::trampoline::Trampolines;
+use super::tripwire;
 use crate::cpu::Lines;
 
 /// Host EFLAGS.TF.
@@ -131,6 +132,10 @@ extern "C" fn on_fault(signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut 
         context.fault_trap = registers[libc::REG_TRAPNO as usize] as u32;
         context.fault_address = registers[libc::REG_CR2 as usize] as u64;
         context.fault_error = registers[libc::REG_ERR as usize] as u64;
+        if tripwire::is_tripped(context.tripwire, context.fault_address) {
+            context.site = SITE_TRIPPED;
+            context.branch = registers[libc::REG_R8 as usize] as u32;
+        }
         registers[libc::REG_EFL as usize] &= !TF;
         registers[libc::REG_RIP as usize] = (*running.trampolines).exit as i64;
     }

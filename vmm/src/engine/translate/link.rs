@@ -4,210 +4,356 @@
 //! the link being undone: inside one page, or between pages of the shared kernel mapping. Every other transfer goes
 //! through an indirect-branch table, which belongs to one address space and is emptied when an executed page of that
 //! space changes its mapping.
+//!
+//! What is remembered of a block lives and dies with the segment of the code cache that its code is in: when the cache
+//! comes round to a segment again, what was there is forgotten, oldest first.
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use super::block::{Block, Key, Leave, Site};
-use super::cache::CodeCache;
-use super::context::INDEX_ENTRIES;
-use super::context::INDEX_MASK;
+use super::cache::{CodeCache, SEGMENTS};
+use super::frames::{Frame, Frames};
+use super::mode::Mode;
+use super::segment::{Exit, Kind, Link, NONE, Record, Segment, join, split};
 use super::translate::Translation;
 use crate::engine::interp::Prepared;
-use crate::mmu::{FRAME_SIZE, GuestRam};
+use crate::mmu::{FRAME_SHIFT, GuestRam};
 
-/// Stores to a frame that changed no code after which its code is forgotten, so that they need not be watched.
-const DATA_WRITES: u32 = 16;
+/// Frames remembered at most, at somewhat more than 4 KiB each.
+const MAX_FRAMES: usize = 4096;
 
-/// Bytes that may be remembered of blocks and the frames they come from; then everything is forgotten.
-const MAX_BYTES: usize = 40 << 20;
-/// What one block costs beside its lists: itself, its places in the indices, and the allocator's share.
-const BLOCK_BYTES: usize = size_of::<Block>() + 192;
+/// What was learnt of a page before a block of it is added.
+#[derive(Clone, Copy)]
+pub struct Page {
+    /// It was mapped by a global entry.
+    pub global: bool,
+    /// Physical address of the page that the block runs over into.
+    pub second: Option<u64>,
+}
 
-/// What one frame costs.
-const FRAME_BYTES: usize = FRAME_SIZE + 128;
+/// Where direct branches may come into a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The block.
+    pub block: u32,
+    /// Offset of the entry.
+    pub offset: u32,
+}
 
-/// A frame that code was translated from.
-struct Frame {
-    blocks: Vec<u32>,
-    /// Its bytes when last looked at.
-    copy: Box<[u8; FRAME_SIZE]>,
-    /// Stores since then that changed no code.
-    data_writes: u32,
+/// [`Key`], packed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Name {
+    eip: u32,
+    frame: u32,
+    mode: Mode,
+}
+
+impl From<&Key> for Name {
+    fn from(key: &Key) -> Self {
+        Self { eip: key.eip, frame: (key.gpa >> FRAME_SHIFT) as u32, mode: key.mode }
+    }
 }
 
 /// All translations.
-#[derive(Default)]
 pub struct Registry {
-    blocks: Vec<Block>,
-    sites: Vec<Site>,
-    by_key: HashMap<Key, u32>,
-    /// Frames (physical addresses) that code was translated from.
-    by_frame: HashMap<u64, Frame>,
-    /// Block indices by ascending start: the code cache only grows.
-    order: Vec<(u64, u32)>,
-    /// What interpreted exit sites leave for, decoded, by site: those that were ever used.
-    prepared: Vec<Option<Box<Prepared>>>,
+    segments: [Segment; SEGMENTS],
+    /// Segment that blocks are added to.
+    current: usize,
+    /// First executable address of the cache, and bytes in each of its segments.
+    base: u64,
+    segment_size: usize,
+    by_name: HashMap<Name, u32, RandomState>,
+    frames: Frames,
     /// EIP and start of blocks forgotten since [`Registry::take_dead`].
     dead: Vec<(u32, u64)>,
-    /// Estimate of the memory that all this takes.
-    bytes: usize,
 }
 
 impl Registry {
-    /// True if no more may be remembered: a guest that jumps through all its memory, or rewrites its code for ever, would
-    /// fill the host's.
+    /// No translations, for an empty `cache`.
+    pub fn new(cache: &CodeCache) -> Self {
+        Self {
+            segments: Default::default(),
+            current: 0,
+            base: cache.start(),
+            segment_size: cache.segment_size(),
+            by_name: HashMap::default(),
+            frames: Frames::default(),
+            dead: Vec::new(),
+        }
+    }
+
+    /// True if no more frames may be remembered: a guest that jumps through all its memory would fill the host's. All else
+    /// is bounded by the size of the code cache.
     pub fn is_full(&self) -> bool {
-        self.bytes > MAX_BYTES
+        self.frames.len() >= MAX_FRAMES
+    }
+
+    /// True if there are no blocks in `segment`.
+    pub fn is_empty(&self, segment: usize) -> bool {
+        self.segments[segment].records.is_empty()
     }
 
     /// Index that the next exit site gets.
     pub fn next_site(&self) -> u32 {
-        self.sites.len() as u32
+        join(self.current, self.segments[self.current].exits.len())
     }
 
-    /// Adds a block whose code was appended at `start`; its page is `global`, and it may run over into `second`.
-    pub fn add(
-        &mut self,
-        ram: &GuestRam,
-        key: Key,
-        (start, length): (u64, u32),
-        global: bool,
-        second: Option<u64>,
-        mut t: Translation,
-    ) -> u32 {
-        t.origins.shrink_to_fit();
-        self.bytes += BLOCK_BYTES + size_of_val(&t.origins[..]) + t.exits.len() * size_of::<Site>();
-        let id = self.blocks.len() as u32;
-        let first = self.next_site();
-        self.sites.extend(t.exits.iter().map(|&leave| Site { block: id, leave, linked: None }));
-        self.blocks.push(Block {
-            key,
-            start,
-            main: t.main,
+    /// The frame at `gpa` if code is translated from it: stores to it are reported.
+    pub fn frame(&self, gpa: u64) -> Option<&Frame> {
+        self.frames.get(gpa)
+    }
+
+    /// Copies the frame at `gpa`, which is to be translated. The caller has stores to it reported.
+    pub fn note_frame(&mut self, ram: &GuestRam, gpa: u64) {
+        self.frames.note(ram, gpa);
+    }
+
+    /// Adds a block whose code was appended at `start`.
+    pub fn add(&mut self, ram: &GuestRam, key: Key, (start, length): (u64, u32), page: Page, t: &Translation) -> u32 {
+        let record = Record {
+            eip: key.eip,
+            frame: (key.gpa >> FRAME_SHIFT) as u32,
+            mode: key.mode,
+            second: page.second.map_or(NONE, |gpa| (gpa >> FRAME_SHIFT) as u32),
+            start: (start - self.base) as u32,
             length,
-            global,
-            second,
+            main: t.main,
+            origins: 0,
+            sites: 0,
+            incoming: NONE,
             source: t.source,
             fp: t.fp,
-            origins: t.origins,
-            sites: (first, t.exits.len() as u32),
-            incoming: Vec::new(),
+            global: page.global,
             live: true,
-        });
-        self.by_key.insert(key, id);
-        for gpa in [Some(key.gpa & !0xfff), second].into_iter().flatten() {
-            let bytes = &mut self.bytes;
-            let frame = self.by_frame.entry(gpa).or_insert_with(|| {
-                *bytes += FRAME_BYTES;
-                Frame::new(ram, gpa)
-            });
-            frame.blocks.push(id);
+        };
+        let index = self.segments[self.current].add(record, &t.origins, &t.exits, self.base);
+        let id = join(self.current, index);
+        self.by_name.insert(Name::from(&key), id);
+        // Nothing comes into the middle of the one instruction that two pages hold.
+        let entries = if page.second.is_some() { &[] } else { &t.origins[..] };
+        let segments = &self.segments;
+        let stays = |other: u32| {
+            let (segment, index) = split(other);
+            let other = &segments[segment].records[index];
+            other.live && (t.fp || !other.fp)
+        };
+        self.frames.note(ram, key.gpa & !0xfff).add(id, key.eip, key.mode, entries, stays);
+        if let Some(second) = page.second {
+            self.frames.note(ram, second).add(id, key.eip.wrapping_add(0x1000), key.mode, &[], stays);
         }
-        self.order.push((start, id));
         id
     }
 
     /// The live block for `key`.
     pub fn find(&self, key: &Key) -> Option<u32> {
-        self.by_key.get(key).copied()
+        self.by_name.get(&Name::from(key)).copied()
+    }
+
+    fn record(&self, id: u32) -> &Record {
+        let (segment, index) = split(id);
+        &self.segments[segment].records[index]
+    }
+
+    fn record_mut(&mut self, id: u32) -> &mut Record {
+        let (segment, index) = split(id);
+        &mut self.segments[segment].records[index]
     }
 
     /// Block `id`.
-    pub fn block(&self, id: u32) -> &Block {
-        &self.blocks[id as usize]
+    pub fn block(&self, id: u32) -> Block<'_> {
+        let (segment, index) = split(id);
+        let s = &self.segments[segment];
+        let (record, sites) = (&s.records[index], s.sites(index));
+        let gpa = (record.frame as u64) << FRAME_SHIFT | (record.eip & 0xfff) as u64;
+        Block {
+            key: Key { eip: record.eip, gpa, mode: record.mode },
+            start: self.base + record.start as u64,
+            main: record.main,
+            length: record.length,
+            second: (record.second != NONE).then_some((record.second as u64) << FRAME_SHIFT),
+            fp: record.fp,
+            global: record.global,
+            origins: s.origins(index),
+            sites: (join(segment, sites.start), sites.len() as u32),
+            live: record.live,
+        }
     }
 
     /// Every block, live or not.
     #[cfg(test)]
-    pub fn ids(&self) -> std::ops::Range<u32> {
-        0..self.blocks.len() as u32
+    pub fn ids(&self) -> Vec<u32> {
+        let ids = |(n, s): (usize, &Segment)| (0..s.records.len()).map(move |i| join(n, i)).collect::<Vec<_>>();
+        self.segments.iter().enumerate().flat_map(ids).collect()
+    }
+
+    fn exit_mut(&mut self, site: u32) -> Option<&mut Exit> {
+        let (segment, index) = split(site);
+        self.segments.get_mut(segment)?.exits.get_mut(index)
     }
 
     /// Exit site `index`, if there is one.
     pub fn site(&self, index: u32) -> Option<Site> {
-        self.sites.get(index as usize).copied()
+        let (segment, place) = split(index);
+        let exit = self.segments.get(segment)?.exits.get(place)?;
+        let leave = match exit.kind {
+            Kind::Direct { eip, branch, stub, .. } => {
+                Leave::Direct { eip, branch: self.base + branch as u64, stub: self.base + stub as u64 }
+            }
+            Kind::Pending { eip } => Leave::Pending(eip),
+            Kind::Interpret { eip, mnemonic, gate: None, .. } => Leave::Interpret(eip, mnemonic),
+            Kind::Interpret { eip, mnemonic, gate: Some(gate), .. } => Leave::Gate(eip, mnemonic, gate),
+        };
+        Some(Site { block: join(segment, exit.block as usize), leave })
     }
 
     /// The decoded instruction that exit site `index` leaves for, if it was kept.
     pub fn prepared(&self, index: u32) -> Option<&Prepared> {
-        self.prepared.get(index as usize)?.as_deref()
+        let (segment, place) = split(index);
+        let segment = self.segments.get(segment)?;
+        match segment.exits.get(place)?.kind {
+            Kind::Interpret { prepared, .. } => segment.prepared.get(prepared as usize),
+            _ => None,
+        }
     }
 
     /// Keeps the decoded instruction that exit site `index` leaves for.
     pub fn keep_prepared(&mut self, index: u32, instruction: Prepared) {
-        let at = index as usize;
-        if self.prepared.len() <= at {
-            self.prepared.resize_with(at + 1, || None);
+        let (segment, place) = split(index);
+        let Some(segment) = self.segments.get_mut(segment) else { return };
+        if let Some(Exit { kind: Kind::Interpret { prepared, .. }, .. }) = segment.exits.get_mut(place) {
+            *prepared = segment.prepared.len() as u32;
+            segment.prepared.push(instruction);
         }
-        self.prepared[at] = Some(Box::new(instruction));
     }
 
     /// The block whose code holds executable address `at`, live or not.
     pub fn containing(&self, at: u64) -> Option<u32> {
-        let index = self.order.partition_point(|(start, _)| *start <= at).checked_sub(1)?;
-        let (start, id) = self.order[index];
-        (at < start + self.blocks[id as usize].length as u64).then_some(id)
+        let offset = at.checked_sub(self.base)?;
+        let segment = (offset / self.segment_size as u64) as usize;
+        Some(join(segment, self.segments.get(segment)?.containing(offset as u32)?))
     }
 
-    /// Makes the direct branch of site `index` go straight to block `to`.
-    pub fn link(&mut self, cache: &mut CodeCache, index: u32, to: u32) {
-        let site = &mut self.sites[index as usize];
-        if let Leave::Direct { branch, .. } = site.leave {
-            let target = &mut self.blocks[to as usize];
-            cache.patch_branch(branch, target.start + target.main as u64);
-            target.incoming.push(index);
-            site.linked = Some(to);
+    /// The place where a direct branch to `key` may come in, at the start of a block or inside one: the block, and the
+    /// offset in it. `fp` says that x87, SSE and AVX state is loaded there.
+    pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
+        let id = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?.entry(key.eip)?;
+        let record = self.record(id);
+        if record.live && (fp || !record.fp) && record.eip != key.eip {
+            let (segment, index) = split(id);
+            let origin = self.segments[segment].origins(index).find(|o| o.eip == key.eip && o.is_entry());
+            return origin.map(|o| Entry { block: id, offset: o.offset });
+        }
+        let block = self.find(key).filter(|id| self.record(*id).second == NONE)?;
+        Some(Entry { block, offset: self.record(block).main })
+    }
+
+    /// True if a direct branch may come in at executable address `at`. `fp` says that x87, SSE and AVX state is loaded.
+    pub fn is_entry(&self, at: u64, fp: bool) -> bool {
+        let Some(block) = self.containing(at).map(|id| self.block(id)) else { return false };
+        let offset = (at - block.start) as u32;
+        let mut origins = block.origins;
+        let inside = (fp || !block.fp) && block.second.is_none();
+        block.live && (offset == block.main || (inside && origins.any(|o| o.offset == offset && o.is_entry())))
+    }
+
+    /// Makes the direct branch of site `index` go straight to `entry`.
+    pub fn link(&mut self, cache: &mut CodeCache, index: u32, entry: Entry) {
+        self.unlink(cache, index);
+        let to = entry.block;
+        let target = self.record(to);
+        let (address, first) = (self.base + (target.start + entry.offset) as u64, target.incoming);
+        let base = self.base;
+        let Some(Exit { kind: Kind::Direct { branch, link, .. }, .. }) = self.exit_mut(index) else { return };
+        *link = Link { to, previous: NONE, next: first };
+        cache.patch_branch(base + *branch as u64, address);
+        if let Some(next) = self.link_of(first) {
+            next.previous = index;
+        }
+        self.record_mut(to).incoming = index;
+    }
+
+    /// The link of a direct exit site.
+    fn link_of(&mut self, site: u32) -> Option<&mut Link> {
+        match self.exit_mut(site) {
+            Some(Exit { kind: Kind::Direct { link, .. }, .. }) => Some(link),
+            _ => None,
         }
     }
 
-    /// Forgets block `id`: nothing leads there any more. Its code stays until the cache is emptied.
+    /// Makes the branch of site `index` go to its stub.
+    fn unlink(&mut self, cache: &mut CodeCache, index: u32) {
+        let base = self.base;
+        let Some(Exit { kind: Kind::Direct { branch, stub, link, .. }, .. }) = self.exit_mut(index) else { return };
+        let Link { to, previous, next } = std::mem::replace(link, Link::NO);
+        if to == NONE {
+            return;
+        }
+        cache.patch_branch(base + *branch as u64, base + *stub as u64);
+        if let Some(after) = self.link_of(next) {
+            after.previous = previous;
+        }
+        match self.link_of(previous) {
+            Some(before) => before.next = next,
+            None => self.record_mut(to).incoming = next,
+        }
+    }
+
+    /// Forgets block `id`: nothing leads there any more. Its code stays until its segment is used again.
     pub fn invalidate(&mut self, cache: &mut CodeCache, id: u32) {
-        let block = &mut self.blocks[id as usize];
-        block.live = false;
-        let key = block.key;
-        self.dead.push((key.eip, block.start));
-        let ((first, count), incoming) = (block.sites, std::mem::take(&mut block.incoming));
-        if self.by_key.get(&key) == Some(&id) {
-            self.by_key.remove(&key);
+        let (segment, index) = split(id);
+        let (base, record) = (self.base, self.record_mut(id));
+        if !std::mem::take(&mut record.live) {
+            return;
         }
-        for index in incoming.into_iter().chain(first..first + count) {
-            let site = &mut self.sites[index as usize];
-            if let (Leave::Direct { branch, stub, .. }, Some(_)) = (site.leave, site.linked.take()) {
-                cache.patch_branch(branch, stub);
-            }
+        let name = Name { eip: record.eip, frame: record.frame, mode: record.mode };
+        let dead = (record.eip, base + record.start as u64);
+        self.dead.push(dead);
+        if self.by_name.get(&name) == Some(&id) {
+            self.by_name.remove(&name);
         }
+        while self.record(id).incoming != NONE {
+            self.unlink(cache, self.record(id).incoming);
+        }
+        self.segments[segment].sites(index).for_each(|place| self.unlink(cache, join(segment, place)));
     }
 
     /// Forgets every block from the frame at `gpa`; how many there were.
     pub fn invalidate_frame(&mut self, cache: &mut CodeCache, gpa: u64) -> usize {
-        let Some(frame) = self.by_frame.remove(&(gpa & !0xfff)) else { return 0 };
-        self.bytes = self.bytes.saturating_sub(FRAME_BYTES);
-        frame.blocks.iter().for_each(|&id| self.invalidate(cache, id));
-        frame.blocks.len()
+        let blocks = self.frames.remove(gpa & !0xfff);
+        blocks.iter().for_each(|&id| self.invalidate(cache, id));
+        blocks.len()
     }
 
     /// The frame at `gpa` was stored to: forgets the blocks whose source bytes changed. The result says how many, and
     /// whether the frame is to be watched on.
     pub fn refresh_frame(&mut self, cache: &mut CodeCache, ram: &GuestRam, gpa: u64) -> (usize, bool) {
-        let Some(frame) = self.by_frame.get_mut(&gpa) else { return (0, false) };
-        let mut now = Box::new([0; FRAME_SIZE]);
-        ram.read(gpa, &mut now[..]);
-        let changed: Vec<usize> = (0..FRAME_SIZE).filter(|&i| frame.copy[i] != now[i]).collect();
-        frame.copy = now;
-        let blocks = &self.blocks;
-        let (dead, kept): (Vec<u32>, Vec<u32>) = frame.blocks.iter().partition(|&&id| {
-            let block = &blocks[id as usize];
-            let (from, to) = if block.key.gpa & !0xfff == gpa { block.source } else { (0, 16) };
+        let segments = &self.segments;
+        let reads = |id: u32, changed: &[usize]| {
+            let (segment, index) = split(id);
+            let record = &segments[segment].records[index];
+            let here = record.frame == (gpa >> FRAME_SHIFT) as u32;
+            let (from, to) = if here { record.source } else { (0, 16) };
             changed.iter().any(|&i| (from as usize..to as usize).contains(&i))
-        });
-        frame.blocks = kept;
-        frame.data_writes = if dead.is_empty() { frame.data_writes + 1 } else { 0 };
-        let watch = !frame.blocks.is_empty() && frame.data_writes < DATA_WRITES;
+        };
+        let Some(frame) = self.frames.get_mut(gpa) else { return (0, false) };
+        let (dead, watch) = frame.refresh(ram, gpa, reads);
         dead.iter().for_each(|&id| self.invalidate(cache, id));
         match watch {
             true => (dead.len(), true),
             false => (dead.len() + self.invalidate_frame(cache, gpa), false),
         }
+    }
+
+    /// Forgets the blocks of `segment`, which is where blocks are added from now on. Returns the frames that no block
+    /// comes from any more.
+    pub fn evict(&mut self, cache: &mut CodeCache, segment: usize) -> Vec<u64> {
+        let ids = (0..self.segments[segment].records.len()).map(|index| join(segment, index));
+        ids.for_each(|id| self.invalidate(cache, id));
+        self.segments[segment].clear();
+        self.current = segment;
+        self.frames.remove_segment(segment)
     }
 
     /// Takes EIP and start of the blocks forgotten since the last call: branch tables must not lead to them.
@@ -217,69 +363,27 @@ impl Registry {
 
     /// Undoes every link that leads from one page to another.
     pub fn unlink_pages(&mut self, cache: &mut CodeCache) {
-        for index in 0..self.sites.len() {
-            let Some(to) = self.sites[index].linked else { continue };
-            let from = self.blocks[self.sites[index].block as usize].key.eip;
-            let target = &mut self.blocks[to as usize];
-            if (from ^ target.key.eip) & !0xfff == 0 {
-                continue;
-            }
-            target.incoming.retain(|&i| i as usize != index);
-            self.sites[index].linked = None;
-            if let Leave::Direct { branch, stub, .. } = self.sites[index].leave {
-                cache.patch_branch(branch, stub);
+        for segment in 0..SEGMENTS {
+            for place in 0..self.segments[segment].exits.len() {
+                let exit = &self.segments[segment].exits[place];
+                let Kind::Direct { link, .. } = exit.kind else { continue };
+                let from = self.segments[segment].records[exit.block as usize].eip;
+                if link.to != NONE && (from ^ self.record(link.to).eip) & !0xfff != 0 {
+                    self.unlink(cache, join(segment, place));
+                }
             }
         }
     }
 
     /// Physical addresses of the frames that blocks come from.
     pub fn frames(&self) -> Vec<u64> {
-        self.by_frame.keys().copied().collect()
+        self.frames.addresses()
     }
-}
 
-impl Frame {
-    fn new(ram: &GuestRam, gpa: u64) -> Self {
-        let mut copy = Box::new([0; FRAME_SIZE]);
-        ram.read(gpa, &mut copy[..]);
-        Self { blocks: Vec::new(), copy, data_writes: 0 }
-    }
-}
-
-/// The indirect-branch table of one address space: host entry points by the low bits of guest EIP.
-pub struct BranchTable {
-    entries: Box<[u64]>,
-    miss: u64,
-    /// True if anything was entered since it was last emptied.
-    dirty: bool,
-}
-
-impl BranchTable {
-    /// An empty table; `miss` is the common code that empty entries lead to.
-    pub fn new(miss: u64) -> Self {
-        Self { entries: vec![miss; INDEX_ENTRIES].into(), miss, dirty: false }
-    }
-    /// Address for `Context::branches`.
-    pub fn address(&self) -> u64 {
-        self.entries.as_ptr() as u64
-    }
-    /// Enters the block for `eip` that starts at executable address `start`.
-    pub fn insert(&mut self, eip: u32, start: u64) {
-        self.entries[(eip as u64 & INDEX_MASK) as usize] = start;
-        self.dirty = true;
-    }
-    /// Takes out the block for `eip` that starts at `start`, if it is there.
-    pub fn remove(&mut self, eip: u32, start: u64) {
-        let entry = &mut self.entries[(eip as u64 & INDEX_MASK) as usize];
-        if *entry == start {
-            *entry = self.miss;
-        }
-    }
-    /// Empties the table.
-    pub fn clear(&mut self) {
-        if self.dirty {
-            self.entries.fill(self.miss);
-            self.dirty = false;
-        }
+    /// Bytes of memory that all this takes.
+    pub fn bytes(&self) -> usize {
+        // The map keeps one byte beside each entry, and is filled up to seven eighths.
+        let names = self.by_name.capacity() * 8 / 7 * (size_of::<(Name, u32)>() + 1);
+        self.segments.iter().map(Segment::bytes).sum::<usize>() + names + self.frames.bytes()
     }
 }

@@ -14,28 +14,38 @@ mod dispatch;
 mod emit;
 mod execute;
 mod fault;
+mod frames;
+mod gate;
 mod link;
 mod mode;
+mod origins;
 mod returns;
+mod segment;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod trampoline;
 // The stage has its name from the design.
 #[allow(clippy::module_inception)]
 mod translate;
+mod tripwire;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use iced_x86::Mnemonic;
 
 use self::cache::CodeCache;
 use self::context::Context;
+use self::decode::Trace;
 use self::emit::Emitter;
-use self::link::{BranchTable, Registry};
-use self::mode::Mode;
+use self::link::Registry;
 use self::returns::ReturnStack;
+use self::tables::Tables;
 use self::trampoline::Trampolines;
+use self::translate::Translation;
+use self::tripwire::Tripwire;
 use super::interp::Interpreter;
 use super::{Engine, Exit};
 use crate::cpu::{Flow, Stop, Vcpu};
@@ -45,8 +55,9 @@ use crate::mmu::{Flush, GuestRam, Shadow, ShadowError};
 const CACHE_SIZE: usize = 32 << 20;
 /// Addresses remembered at most as needing special code; beyond, they are learnt again.
 const MAX_LEARNT: usize = 1 << 16;
-/// Indirect-branch tables kept at most, of 128 KiB each.
-const MAX_TABLES: usize = 192;
+
+/// Guest addresses of instructions.
+type Places = HashSet<u32, RandomState>;
 
 /// Why the translator cannot run on this host.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +71,9 @@ pub enum TranslatorError {
     /// The return stack could not be made.
     #[error("mapping the return stack")]
     Returns(#[source] nix::Error),
+    /// The tripwire could not be made.
+    #[error("mapping the tripwire")]
+    Tripwire(#[source] nix::Error),
     /// The windows could not be made.
     #[error("making shadow windows")]
     Shadow(#[from] ShadowError),
@@ -77,16 +91,18 @@ struct Stats {
     checked: u64,
     invalidations: u64,
     code_stores: u64,
-    cache_flushes: u64,
+    evictions: u64,
     exits_direct: u64,
     exits_indirect: u64,
     exits_interpret: u64,
     exits_fault: u64,
     exits_pending: u64,
     exits_kick: u64,
+    exits_tripped: u64,
     interpreted: u64,
     learnt_dynamic: u64,
     learnt_interpreted: u64,
+    learnt_varied: u64,
     activations: u64,
 }
 
@@ -95,26 +111,40 @@ pub struct Translator {
     context: Box<Context>,
     cache: CodeCache,
     trampolines: Box<Trampolines>,
-    /// Bytes of the cache that the common code takes.
-    common: usize,
+    /// The block being translated, stage by stage; kept for their memory.
+    trace: Trace,
+    translation: Translation,
     emitter: Emitter,
     registry: Box<Registry>,
     shadow: Shadow,
     returns: ReturnStack,
+    tripwire: Tripwire,
     interp: Interpreter,
-    /// Indirect-branch tables by window and mode.
-    tables: HashMap<(usize, Mode), BranchTable>,
+    tables: Tables,
     /// Supervisor instructions that touch the lower part of the address space.
-    dynamic: HashSet<u32>,
+    dynamic: Places,
     /// Instructions that reach devices.
-    interpreted: HashSet<u32>,
-    device_faults: HashMap<u32, u32>,
+    interpreted: Places,
+    device_faults: HashMap<u32, u32, RandomState>,
+    /// Blocks and calls, by EIP, that are often come to for another EIP.
+    varied: Places,
+    trips: HashMap<u32, u32, RandomState>,
     /// What the context's windows were last set up for.
     active: Option<dispatch::Active>,
     /// Ways back into emitted code that were taken lately.
     routes: dispatch::Routes,
     /// Counts what makes routes wrong.
     generation: u64,
+    /// Counts droppings of branch tables, whose addresses are in routes and gates.
+    table_drops: u64,
+    /// Windows that were brought up to date since the guest last flushed translations, so that routes lead into them.
+    fresh: Vec<usize>,
+    /// Both the kernel window and the current user window are fresh.
+    settled: bool,
+    /// What the context's gates depend on.
+    gates_hold: gate::Environment,
+    /// Gates between rings of other address spaces.
+    gates_kept: gate::Kept,
     /// The table did not lead to the next block: it is to be entered there.
     missed: bool,
     /// An exit site that may be linked to the next block.
@@ -131,6 +161,11 @@ pub struct Translator {
 impl Translator {
     /// A translator for a processor over `ram`.
     pub fn new(ram: &Arc<GuestRam>) -> Result<Self, TranslatorError> {
+        Self::with_cache(ram, CACHE_SIZE)
+    }
+
+    /// As [`Self::new`], with a code cache of `size` bytes.
+    fn with_cache(ram: &Arc<GuestRam>, size: usize) -> Result<Self, TranslatorError> {
         for (present, name) in [
             (std::is_x86_feature_detected!("bmi2"), "BMI2 (Intel Haswell, AMD Zen or later)"),
             (std::is_x86_feature_detected!("xsave"), "XSAVE"),
@@ -140,29 +175,39 @@ impl Translator {
                 return Err(TranslatorError::Missing(name));
             }
         }
-        let mut cache = CodeCache::new(CACHE_SIZE)?;
+        let mut cache = CodeCache::new(size)?;
         let (code, trampolines) = trampoline::assemble(cache.next())?;
         cache.append(&code);
+        cache.keep();
         let returns = ReturnStack::new(trampolines.underflow).map_err(TranslatorError::Returns)?;
         // vm.max_map_count defaults to 65,530; leave room for everything else in the process.
         let shadow = Shadow::new(ram.clone(), 48_000)?;
         Ok(Self {
             context: Box::new(Context::new()),
-            common: cache.used(),
+            trace: Trace::default(),
+            translation: Translation::default(),
             emitter: Emitter::new(cache.next()),
+            registry: Box::new(Registry::new(&cache)),
             cache,
             trampolines: Box::new(trampolines),
-            registry: Box::default(),
             shadow,
             returns,
+            tripwire: Tripwire::new().map_err(TranslatorError::Tripwire)?,
             interp: Interpreter::new(),
-            tables: HashMap::new(),
-            dynamic: HashSet::new(),
-            interpreted: HashSet::new(),
-            device_faults: HashMap::new(),
+            tables: Tables::new(trampolines.miss),
+            dynamic: Places::default(),
+            interpreted: Places::default(),
+            device_faults: HashMap::default(),
+            varied: Places::default(),
+            trips: HashMap::default(),
             active: None,
             routes: dispatch::Routes::new(),
             generation: 0,
+            table_drops: 0,
+            fresh: Vec::new(),
+            settled: false,
+            gates_hold: gate::Environment::default(),
+            gates_kept: gate::Kept::default(),
             missed: false,
             unlinked: None,
             local_entries: false,
@@ -190,20 +235,23 @@ impl Translator {
             return;
         }
         self.active = None;
-        self.generation += 1;
+        self.fresh.clear();
+        self.settled = false;
         for flush in vcpu.mmu.take_flushes() {
+            self.flush_gates(&vcpu.state, flush);
             match flush {
                 Flush::Page(linear) => self.shadow.synchronise_page(&vcpu.state, linear),
                 Flush::NonGlobal => {
                     self.shadow.flush_local();
                     if std::mem::take(&mut self.local_entries) {
-                        self.tables.iter_mut().filter(|((_, mode), _)| !mode.user()).for_each(|(_, t)| t.clear());
+                        self.generation += 1;
+                        self.tables.empty_supervisor();
                     }
                 }
                 Flush::All => {
                     self.shadow.forget_all();
                     self.registry.unlink_pages(&mut self.cache);
-                    self.tables.clear();
+                    self.drop_tables();
                 }
             }
         }
@@ -223,23 +271,30 @@ impl Translator {
     fn purge(&mut self) {
         for (eip, start) in self.registry.take_dead() {
             self.generation += 1;
-            self.tables.values_mut().for_each(|t| t.remove(eip, start));
+            self.tables.remove(eip, start);
             self.unlinked = None;
         }
     }
 
-    /// Empties the code cache.
-    fn flush_cache(&mut self, vcpu: &mut Vcpu) {
-        self.stats.cache_flushes += 1;
-        for frame in self.registry.frames() {
+    /// Makes room for translations by forgetting the oldest.
+    fn evict(&mut self, vcpu: &mut Vcpu) {
+        let segment = self.cache.advance();
+        self.stats.evictions += !self.registry.is_empty(segment) as u64;
+        for frame in self.registry.evict(&mut self.cache, segment) {
             vcpu.mmu.ram.clear_code(frame);
         }
-        *self.registry = Registry::default();
-        self.tables.clear();
+        // Too many to take out of each table one by one.
+        self.registry.take_dead();
+        let code = self.cache.segment_addresses(segment);
+        self.tables.remove_all(&code);
         self.unlinked = None;
-        self.active = None;
-        self.cache.truncate(self.common);
         self.generation += 1;
+    }
+
+    /// Drops every branch table. Nothing may go on by one until the next `activate`.
+    fn drop_tables(&mut self) {
+        self.tables.clear();
+        self.table_drops += 1;
     }
 
     /// True if `address` is a place where emitted code may be left. Called from a signal handler.
@@ -267,6 +322,7 @@ impl Engine for Translator {
             panic!("installing fault handlers: {e}");
         }
         self.context.return_stack = self.returns.top();
+        self.context.tripwire = self.tripwire.address();
         self.context.xsave = vcpu.state.xsave.0.as_ptr() as u64;
         let exit = loop {
             match self.turn(vcpu) {
@@ -299,16 +355,19 @@ impl Engine for Translator {
             ("blocks checked", s.checked),
             ("blocks invalidated", s.invalidations),
             ("stores to code pages", s.code_stores),
-            ("code cache flushes", s.cache_flushes),
+            ("code cache segments evicted", s.evictions),
+            ("translation records, bytes", self.registry.bytes() as u64),
             ("exits: direct branch", s.exits_direct),
             ("exits: indirect branch", s.exits_indirect),
             ("exits: interpret", s.exits_interpret),
             ("exits: fault", s.exits_fault),
             ("exits: pending", s.exits_pending),
             ("exits: kick", s.exits_kick),
+            ("exits: tripwire", s.exits_tripped),
             ("instructions interpreted", s.interpreted),
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),
+            ("sites learnt: come to for other EIPs", s.learnt_varied),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
             ("pages mapped", w.pages_mapped),

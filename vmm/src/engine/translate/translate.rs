@@ -12,19 +12,19 @@ mod operand;
 mod sensitive;
 mod string;
 
-use std::collections::HashSet;
 use std::mem::offset_of;
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use self::branch::Pending;
-use self::operand::{Place, number, rename, selector_offset, set_memory};
+use self::operand::{Place, base_offset, number, rename, segment_index, selector_offset, set_memory};
+use super::Places;
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
 use super::context::{Context, host};
 use super::decode::Trace;
 use super::emit::Emitter;
-use super::mode::Mode;
+use super::mode::{Mode, SegmentClass};
 use super::trampoline::Trampolines;
 
 /// What translation needs to know beside the trace.
@@ -34,9 +34,11 @@ pub struct Environment<'a> {
     /// Common code.
     pub trampolines: &'a Trampolines,
     /// Guest addresses of supervisor instructions seen to touch the lower part of the address space.
-    pub dynamic: &'a HashSet<u32>,
+    pub dynamic: &'a Places,
     /// Guest addresses of instructions that are better interpreted: they reach devices.
-    pub interpreted: &'a HashSet<u32>,
+    pub interpreted: &'a Places,
+    /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
+    pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
     /// Index of the first exit site.
@@ -44,6 +46,7 @@ pub struct Environment<'a> {
 }
 
 /// The result: the emitter holds the code.
+#[derive(Default)]
 pub struct Translation {
     /// Offset of the entry for direct branches.
     pub main: u32,
@@ -74,21 +77,24 @@ struct Translator<'a> {
     shadow: bool,
 }
 
-/// Translates `trace` into `e`.
-pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>) -> Translation {
+/// Translates `trace` into `e` and `out`, whose lists are used again.
+pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mut Translation) {
+    let (mut origins, mut exits) = (std::mem::take(&mut out.origins), std::mem::take(&mut out.exits));
+    origins.clear();
+    exits.clear();
     let mut t = Translator {
         e,
         env,
         delta: 0,
-        origins: Vec::new(),
-        exits: Vec::new(),
+        origins,
+        exits,
         pending: Vec::new(),
         eip: trace.eip,
         next: trace.eip,
         page: trace.eip,
         shadow: false,
     };
-    t.e.expect_eip(trace.eip, env.trampolines.miss);
+    t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
     let fp = t.floating_point_check(trace);
     let mut ended = false;
@@ -111,7 +117,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>) -> Trans
         }
     }
     t.stubs();
-    Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source() }
+    *out = Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source() };
 }
 
 impl Translator<'_> {
@@ -181,11 +187,9 @@ impl Translator<'_> {
                 self.time_stamp(insn);
                 Some(false)
             }
+            Class::Gate(gate) => self.gate(insn, gate).map(|_| true),
             Class::Interpret => None,
         };
-        if shadow && done == Some(false) {
-            self.look_at_pending(self.next);
-        }
         done.unwrap_or_else(|| {
             // Undo what was emitted, and leave the instruction to the interpreter.
             self.e.code.truncate(start);
@@ -199,7 +203,7 @@ impl Translator<'_> {
     }
 
     fn class(&self, insn: &Instruction) -> Class {
-        match self.env.interpreted.contains(&insn.ip32()) {
+        match !self.env.interpreted.is_empty() && self.env.interpreted.contains(&insn.ip32()) {
             true => Class::Interpret,
             false => classify(insn, self.env.mode),
         }
@@ -239,7 +243,27 @@ impl Translator<'_> {
                 set_memory(&mut out, place);
             }
         }
-        self.e.instruction(&out).then_some(())
+        self.e.instruction(&out).then_some(())?;
+        self.note_base(insn)
+    }
+
+    /// Keeps the segment base that an x87 memory operand was reached with, for the instruction pointer's saved companion:
+    /// the segment may be another one when the state is saved.
+    fn note_base(&mut self, insn: &Instruction) -> Option<()> {
+        let x87 = insn
+            .cpuid_features()
+            .iter()
+            .all(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 | CpuidFeature::SSE3));
+        let memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
+        if x87
+            && memory
+            && let Some(which) = segment_index(insn.memory_segment())
+            && self.env.mode.segment(which) == SegmentClass::Based
+        {
+            self.e.load_context(false, 11, base_offset(which));
+            self.e.store_context(offset_of!(Context, x87_base), 11);
+        }
+        Some(())
     }
 
     /// `lea esp, [esp + n]`, `mov r32, esp` and the like, without committing.

@@ -6,6 +6,7 @@
 //!   offset of its own, 256 MiB either way at most: that too stays in the window and the gaps around it.
 //! * RSI and RDI of string instructions, made from a window and a linear address just before. They move element by
 //!   element, so the gap stops them, whatever the count; after one instruction they are cut to 32 bits again.
+//! * The tripwire: a difference of two EIPs, below 2^32, after its readable page.
 //! * Single fields of the context.
 
 use std::mem::offset_of;
@@ -13,7 +14,7 @@ use std::mem::offset_of;
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::state::{State, Value, number, scratch, writable};
-use crate::cpu::eflags;
+use crate::cpu::{Segment, eflags};
 use crate::engine::translate::context::{Context, host};
 
 const OUTSIDE: &str = "memory operand is neither in a window nor an allowed field of the context";
@@ -113,6 +114,25 @@ pub fn in_context(insn: &Instruction) -> bool {
     explicit && insn.memory_base() == Register::R15
 }
 
+/// True if the memory operand names the tripwire, rightly or not.
+pub fn in_tripwire(insn: &Instruction) -> bool {
+    insn.op1_kind() == OpKind::Memory && [insn.memory_base(), insn.memory_index()].contains(&Register::R13)
+}
+
+/// Checks `movzx scratch, word [difference + tripwire]`: two readable bytes and 4 GiB of nothing, whatever the difference.
+pub fn tripwire_operand(insn: &Instruction, state: &State) -> Result<(), &'static str> {
+    let difference = insn.memory_base();
+    let shape = difference.is_gpr64()
+        && scratch(number(difference))
+        && state.narrow(number(difference))
+        && insn.memory_index() == Register::R13
+        && insn.memory_index_scale() == 1
+        && insn.memory_displacement64() == 0
+        && insn.segment_prefix() == Register::None
+        && scratch(number(insn.op0_register()));
+    if shape { Ok(()) } else { Err(OUTSIDE) }
+}
+
 /// What a load from the context leaves in a register.
 pub fn context_load(insn: &Instruction, state: &State) -> Result<Value, &'static str> {
     let at = insn.memory_displacement64();
@@ -133,7 +153,10 @@ pub fn context_load(insn: &Instruction, state: &State) -> Result<Value, &'static
     if !context_operand(insn, Register::None) || !writable(to) {
         return Err(OUTSIDE);
     }
-    let word_of = |from: usize| (0..6).any(|i| at == from as u64 + 4 * i);
+    let of_segment = |field: usize| {
+        let first = (offset_of!(Context, seg) + field) as u64;
+        (0..6).any(|i| at == first + i * size_of::<Segment>() as u64)
+    };
     match wide {
         true if at == offset_of!(Context, fp_absent) as u64 => Ok(Value::FpAbsent),
         // Rust code and the signal handler only ever store 0 or 1 there.
@@ -146,8 +169,8 @@ pub fn context_load(insn: &Instruction, state: &State) -> Result<Value, &'static
             Code::Cmp_r32_rm32 => Ok(state.get(to)),
             _ => Ok(Value::Narrow),
         },
-        false if word_of(offset_of!(Context, segment_base)) => Ok(Value::Narrow),
-        false if word_of(offset_of!(Context, selectors)) => Ok(Value::Narrow),
+        false if of_segment(offset_of!(Segment, base)) => Ok(Value::Narrow),
+        false if of_segment(offset_of!(Segment, selector)) => Ok(Value::Narrow),
         _ => Err(OUTSIDE),
     }
 }
@@ -162,6 +185,14 @@ pub fn interrupt_store(insn: &Instruction) -> bool {
     value
         && context_operand(insn, Register::None)
         && insn.memory_displacement64() == offset_of!(Context, interrupts) as u64
+}
+
+/// True if the instruction stores a scratch register to the context's note of a segment base.
+pub fn base_store(insn: &Instruction) -> bool {
+    insn.code() == Code::Mov_rm32_r32
+        && context_operand(insn, Register::None)
+        && insn.memory_displacement64() == offset_of!(Context, x87_base) as u64
+        && scratch(number(insn.op1_register()))
 }
 
 /// The exit site that a store to the context names; stores of anything else are not allowed.

@@ -8,6 +8,7 @@ use super::permitted::{Kind, permitted};
 use super::state::{Stacked, State, TARGET, Value, number, scratch, writable};
 use crate::cpu::eflags;
 use crate::engine::translate::context::{INDEX_ENTRIES, host};
+use crate::engine::translate::gate::Gate;
 use crate::engine::translate::mode::HOST_FLAGS;
 
 /// One instruction and what is known before it.
@@ -32,6 +33,8 @@ type Rule<T> = Result<T, &'static str>;
 
 /// RCX.
 const COUNT: u8 = 1;
+/// The register that gates take a selector in.
+const SELECTOR: u8 = 11;
 
 impl Step<'_> {
     /// Checks the instruction; where execution goes from it.
@@ -130,8 +133,9 @@ impl Step<'_> {
                 self.state.set(number(insn.op0_register()), value);
                 Ok(())
             }
-            Code::VEX_Shrx_r32_rm32_r32 if number(insn.op2_register()) == host::QUARTER => self.quarter(),
+            Code::VEX_Shrx_r32_rm32_r32 if number(insn.op2_register()) == host::TRIPWIRE => self.quarter(),
             Code::VEX_Pext_r32_r32_rm32 if insn.op2_register() == Register::R12D => self.index(),
+            Code::Movzx_r32_rm16 if memory::in_tripwire(insn) => self.tripwire(),
             _ if insn.is_string_instruction() => self.string(),
             _ => self.data(),
         }
@@ -143,6 +147,12 @@ impl Step<'_> {
             return match self.insn.op1_kind() == OpKind::Register && self.state.get(8) != Value::Flag {
                 true => Err("a store of something else than EFLAGS.IF"),
                 false => Ok(()),
+            };
+        }
+        if memory::base_store(self.insn) {
+            return match self.state.narrow(number(self.insn.op1_register())) {
+                true => Ok(()),
+                false => Err("a store of something else than a segment base"),
             };
         }
         if self.insn.op0_kind() == OpKind::Memory {
@@ -209,6 +219,17 @@ impl Step<'_> {
             return Err("an index of something that is not a guest EIP");
         }
         self.state.set(to, Value::Index);
+        Ok(())
+    }
+
+    /// `movzx scratch, word [difference + tripwire]`: may leave for the guest EIP in r8d.
+    fn tripwire(&mut self) -> Rule<()> {
+        memory::tripwire_operand(self.insn, &self.state)?;
+        self.state.require_guest_narrow()?;
+        if !self.state.narrow(TARGET) {
+            return Err("a tripwire that is passed with something that is not a guest EIP");
+        }
+        self.state.set(number(self.insn.op0_register()), Value::Narrow);
         Ok(())
     }
 
@@ -291,6 +312,14 @@ impl Step<'_> {
         if target == t.exit {
             return if self.state.site { self.left() } else { Err("an exit that names no site") };
         }
+        if let Some(gate) = t.gates.iter().position(|at| *at == target && target != 0) {
+            // The first of them, by index, load a selector.
+            let named = gate >= Gate::Enter.index() || self.state.narrow(SELECTOR);
+            return match self.state.site && self.state.narrow(TARGET) && named {
+                true => self.left(),
+                false => Err("a gate that is not told everything"),
+            };
+        }
         if target == t.miss || target == t.branch {
             let named = self.state.narrow(TARGET);
             return if named { self.left() } else { Err("an indirect branch to something that is not a guest EIP") };
@@ -298,7 +327,7 @@ impl Step<'_> {
         if target == t.load_fp {
             return self.load_fp();
         }
-        if (self.subject.linked)(target) {
+        if (self.subject.linked)(target, self.state.fp) {
             return self.left();
         }
         let offset = self.inside(target)?;
@@ -319,7 +348,7 @@ impl Step<'_> {
         let target = self.insn.near_branch_target();
         let t = self.subject.trampolines;
         let by_table = (target == t.miss || target == t.branch) && self.state.narrow(TARGET);
-        if by_table || (self.subject.linked)(target) {
+        if by_table || (self.subject.linked)(target, self.state.fp) {
             self.state.require_guest_narrow()?;
             return Ok(After { falls: Some(self.state), jumps: None });
         }
@@ -349,7 +378,7 @@ impl Step<'_> {
                 false => Err("an indirect call to something that is not a guest EIP"),
             };
         }
-        if (self.subject.linked)(target) {
+        if (self.subject.linked)(target, self.state.fp) {
             return Ok(After { falls: Some(landing), jumps: None });
         }
         let offset = self.inside(target)?;

@@ -11,11 +11,13 @@ use rand::{Rng, SeedableRng};
 use super::{Subject, Violation, check, report};
 use crate::cpu::{attr, cr0, cr4, seg};
 use crate::engine::translate::block::Origin;
+use crate::engine::translate::decode::{self, Trace};
 use crate::engine::translate::emit::Emitter;
 use crate::engine::translate::mode::Mode;
 use crate::engine::translate::tests::{CODE, machine};
 use crate::engine::translate::trampoline::{self, Trampolines};
-use crate::engine::translate::{decode, translate};
+use crate::engine::translate::translate::{self, Translation};
+use crate::mmu::FRAME_SIZE;
 
 /// Where the common code of these tests would be.
 const CACHE: u64 = 0x7f12_3400_0000;
@@ -59,7 +61,7 @@ impl Emitted {
             sites: FIRST_SITE..FIRST_SITE + self.sites,
             restarts_load_fp: self.fp,
             trampolines: &self.trampolines,
-            linked: &|_| false,
+            linked: &|_, _| false,
         })
     }
 
@@ -95,7 +97,9 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
         Setup::NoFloatingPoint => s.cr0 |= cr0::TS,
     }
     let mode = Mode::of(&v).unwrap();
-    let trace = decode::decode(&v, CODE, CODE as u64);
+    let (mut page, mut trace, mut t) = ([0; FRAME_SIZE], Trace::default(), Translation::default());
+    assert!(v.mmu.ram.read(CODE as u64, &mut page));
+    decode::decode(&v, CODE, &page, |_| false, &mut trace);
     let (common, trampolines) = trampoline::assemble(CACHE).unwrap();
     let mut emitter = Emitter::new((CACHE + common.len() as u64).next_multiple_of(32));
     let environment = translate::Environment {
@@ -103,10 +107,11 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
         trampolines: &trampolines,
         dynamic: &Default::default(),
         interpreted: &Default::default(),
+        varied: &Default::default(),
         fixed: setup == Setup::Flat,
         first_site: FIRST_SITE,
     };
-    let t = translate::translate(&mut emitter, &trace, &environment);
+    translate::translate(&mut emitter, &trace, &environment, &mut t);
     Emitted {
         code: emitter.code,
         start: emitter.origin,
@@ -276,7 +281,9 @@ fn links_are_asked_for() {
     block.code[at + 2..at + 6].copy_from_slice(&displacement.to_le_bytes());
     rejected(&block, "wild branch");
     block.with_subject(|s| {
-        let live = Subject { linked: &|to| to == other, sites: s.sites.clone(), ..*s };
+        let live = Subject { linked: &|to, _| to == other, sites: s.sites.clone(), ..*s };
         assert_eq!(check(&live), Ok(()));
+        let needs_fp = Subject { linked: &|to, fp| to == other && fp, sites: s.sites.clone(), ..*s };
+        assert!(check(&needs_fp).is_err(), "a branch into a block whose x87 and SSE state is not loaded");
     });
 }

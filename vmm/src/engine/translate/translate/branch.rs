@@ -23,8 +23,8 @@ pub(super) struct Pending {
 pub(super) enum Out {
     /// A branch to another block.
     Branch,
-    /// Something may be pending. RCX is in r8.
-    Pending,
+    /// Something may be pending. RCX is in r8. The instruction at the EIP is to be interpreted then, if it is named.
+    Pending(Option<Mnemonic>),
     /// The instruction at the EIP is left to the interpreter after all, with ESP this much ahead of r14d.
     Interpret(Mnemonic, i32),
 }
@@ -87,7 +87,16 @@ impl Translator<'_> {
 
     /// Where a guest's return comes to by way of the return stack, with the EIP it returns to in r8d.
     pub(super) fn land(&mut self) {
-        self.e.expect_eip(self.next, self.env.trampolines.branch);
+        self.expect(self.next, self.env.trampolines.branch);
+    }
+
+    /// Goes on only if r8d is `eip`. What is not seldom come to for something else goes to the branch at `elsewhere` then.
+    /// The supervisor's code is not left to the tripwire: it switches stacks, and then every return is to somewhere else.
+    pub(super) fn expect(&mut self, eip: u32, elsewhere: u64) {
+        match self.env.mode.user() && !self.env.varied.contains(&self.eip) {
+            true => self.e.expect_eip_or_fault(eip),
+            false => self.e.expect_eip(eip, elsewhere),
+        }
     }
 
     pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> Option<()> {
@@ -145,10 +154,15 @@ impl Translator<'_> {
     pub(super) fn leave_to_interpret(&mut self, eip: u32, mnemonic: Mnemonic) {
         self.e.lea32(host::ESP, host::ESP, self.delta);
         self.delta = 0;
+        self.leave_through(Leave::Interpret(eip, mnemonic), self.env.trampolines.exit);
+    }
+
+    /// Leaves by a new exit site and the common code at `by`.
+    pub(super) fn leave_through(&mut self, leave: Leave, by: u64) {
         let site = self.env.first_site + self.exits.len() as u32;
-        self.exits.push(Leave::Interpret(eip, mnemonic));
+        self.exits.push(leave);
         self.e.store_context_immediate(offset_of!(Context, site), site);
-        self.e.jump(self.env.trampolines.exit);
+        self.e.jump(by);
     }
 
     /// Emits the stub of each branch out that is not linked yet.
@@ -163,9 +177,9 @@ impl Translator<'_> {
             let site = self.env.first_site + self.exits.len() as u32;
             self.exits.push(match p.kind {
                 Out::Branch => Leave::Direct { eip: p.eip, branch: self.e.address_of(p.fixup), stub },
-                Out::Pending => {
+                Out::Pending(instruction) => {
                     self.e.mov64(1, 8);
-                    Leave::Pending(p.eip)
+                    instruction.map_or(Leave::Pending(p.eip), |m| Leave::Interpret(p.eip, m))
                 }
                 Out::Interpret(mnemonic, delta) => {
                     self.e.lea32(host::ESP, host::ESP, delta);

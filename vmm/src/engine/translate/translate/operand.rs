@@ -7,6 +7,7 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 use super::super::context::Context;
 use super::super::mode::SegmentClass;
 use super::Translator;
+use crate::cpu::Segment;
 
 /// Where a memory operand is reached.
 #[derive(Clone, Copy)]
@@ -70,7 +71,7 @@ impl Translator<'_> {
     /// Adds a segment base, kept in r9d, to an address.
     pub(super) fn add_base(&mut self, segment: usize, place: Place) -> Option<Place> {
         let Place::Window { base, index, displacement, .. } = place else { return None };
-        let offset = offset_of!(Context, segment_base) + 4 * segment;
+        let offset = base_offset(segment);
         Some(match (base, index) {
             (Register::None, Register::None) => {
                 self.e.load_context(false, 9, offset);
@@ -97,8 +98,17 @@ impl Translator<'_> {
 
     /// `mov reg, [place]`.
     pub(super) fn load(&mut self, reg: Register, place: Place) -> Option<()> {
+        self.load_as(Code::Mov_r32_rm32, reg, place)
+    }
+
+    /// `movzx reg, word [place]`.
+    pub(super) fn load_word(&mut self, reg: Register, place: Place) -> Option<()> {
+        self.load_as(Code::Movzx_r32_rm16, reg, place)
+    }
+
+    fn load_as(&mut self, code: Code, reg: Register, place: Place) -> Option<()> {
         let mut mov = Instruction::new();
-        mov.set_code(Code::Mov_r32_rm32);
+        mov.set_code(code);
         mov.set_op0_kind(OpKind::Register);
         mov.set_op0_register(reg);
         mov.set_op1_kind(OpKind::Memory);
@@ -174,5 +184,10 @@ pub(super) fn segment_index(r: Register) -> Option<usize> {
 }
 
 pub(super) fn selector_offset(r: Register) -> Option<usize> {
-    Some(offset_of!(Context, selectors) + 4 * segment_index(r)?)
+    Some(offset_of!(Context, seg) + size_of::<Segment>() * segment_index(r)? + offset_of!(Segment, selector))
+}
+
+/// Where the context holds the base of segment register `which`.
+pub(super) fn base_offset(which: usize) -> usize {
+    offset_of!(Context, seg) + size_of::<Segment>() * which + offset_of!(Segment, base)
 }

@@ -3,10 +3,11 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::super::classify::Class;
-use super::super::context::Context;
+use super::super::block::Leave;
+use super::super::context::{Context, host};
+use super::super::gate::Gate;
 use super::super::mode::HOST_FLAGS;
 use super::Translator;
 use super::branch::{Out, Pending};
@@ -14,13 +15,45 @@ use super::operand::{number, selector_offset};
 use crate::cpu::eflags;
 
 impl Translator<'_> {
-    /// STI. Interrupts wait for one more instruction (SDM vol. 3, §6.8.3): that must be here too, and one that goes on.
+    /// STI. Interrupts wait for one more instruction (SDM vol. 3, §6.8.3), which must be here too. What is pending already
+    /// is the interpreter's; what comes later comes by a signal, which leaves at the next boundary, and the next
+    /// instruction's start is none.
     pub(super) fn set_interrupts(&mut self, follows: &[Instruction]) -> Option<()> {
-        let next = follows.first().filter(|n| n.ip32() == self.next)?;
-        let goes_on = matches!(self.class(next), Class::Plain | Class::FloatingPoint | Class::Push | Class::Pop);
-        goes_on.then_some(())?;
+        follows.first().filter(|n| n.ip32() == self.next)?;
+        self.commit();
+        self.e.mov64(8, 1);
+        self.e.load_context(true, 1, offset_of!(Context, pending));
+        self.e.skip_if_rcx_zero(5);
+        let fixup = self.e.jump_later();
+        self.pending.push(Pending { fixup, eip: self.eip, kind: Out::Pending(Some(Mnemonic::Sti)) });
+        self.e.mov64(1, 8);
         self.e.store_context_immediate(offset_of!(Context, interrupts), eflags::IF);
         self.shadow = true;
+        Some(())
+    }
+
+    /// An instruction that a gate stands for; the block ends with it.
+    pub(super) fn gate(&mut self, insn: &Instruction, gate: Gate) -> Option<()> {
+        match gate {
+            Gate::Pop(_) => {
+                let place = self.stack(0)?;
+                self.load(Register::R11D, place)?;
+            }
+            Gate::Move(_) if insn.op1_kind() == OpKind::Memory => {
+                let place = self.place(insn)?;
+                self.load_word(Register::R11D, place)?;
+            }
+            Gate::Move(_) => match insn.op1_register() {
+                Register::ESP => self.e.lea32_or_mov(11, host::ESP, self.delta),
+                r => self.e.mov32(11, number(r)),
+            },
+            Gate::Enter | Gate::Exit => {}
+        }
+        self.e.lea32(host::ESP, host::ESP, self.delta);
+        self.delta = 0;
+        self.e.mov_immediate(8, self.next);
+        let leave = Leave::Gate(self.eip, insn.mnemonic(), gate);
+        self.leave_through(leave, self.env.trampolines.gates[gate.index()]);
         Some(())
     }
 
@@ -31,7 +64,7 @@ impl Translator<'_> {
         self.e.load_context(true, 1, offset_of!(Context, pending));
         self.e.skip_if_rcx_zero(5);
         let fixup = self.e.jump_later();
-        self.pending.push(Pending { fixup, eip, kind: Out::Pending });
+        self.pending.push(Pending { fixup, eip, kind: Out::Pending(None) });
         self.e.mov64(1, 8);
     }
 

@@ -1,0 +1,172 @@
+//! The messages between the broker and the vmm, and the table that says which is permitted when.
+//!
+//! ```text
+//! broker                          vmm
+//!   Prepare ──────────────────────►  makes guest RAM and engine, confines itself
+//!   ◄────────────────────────────── Ready
+//!   verifies through /proc
+//!   Start + kernel, initrd, console ►
+//!   ◄────────────────────────────── Started, and what happens from then on
+//!   ◄────────────────────────────── Ended
+//! ```
+
+mod table;
+
+use serde::{Deserialize, Serialize};
+
+pub use table::{Conversation, Phase};
+
+use crate::channel::{Channel, Message};
+use crate::outcome::Outcome;
+use crate::telemetry::Record;
+
+/// Longest guest command line in bytes; kernels have lower limits of their own.
+pub const MAX_COMMAND_LINE: usize = 16 << 10;
+/// Least guest RAM in bytes.
+pub const MIN_MEMORY: u64 = 1 << 20;
+/// Most guest RAM in bytes: what 36 physical address bits reach, less the PCI hole.
+pub const MAX_MEMORY: u64 = 63 << 30;
+/// Longest text in a message from a confined process, in bytes.
+const MAX_TEXT: usize = 8 << 10;
+/// Most counters at the end.
+const MAX_COUNTERS: usize = 4096;
+
+/// The broker's end.
+pub type BrokerChannel = Channel<ToVmm, FromVmm>;
+/// The vmm's end.
+pub type VmmChannel = Channel<FromVmm, ToVmm>;
+
+/// What the broker says to the vmm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToVmm {
+    /// What is needed before confinement. It is waiting when the vmm starts.
+    Prepare(Prepare),
+    /// The vmm was found to be confined: run this. Comes with the kernel, the initrd if there is one, and the console's
+    /// stream socket, in this order; files are regular and readable.
+    Start(Start),
+    /// Press the ACPI power button: the guest shuts down if it cares to.
+    PowerButton,
+    /// Are you there?
+    Beat(u32),
+    /// End now.
+    Stop,
+}
+
+/// See [`ToVmm::Prepare`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Guest RAM in bytes, a multiple of 4 KiB.
+    pub memory: u64,
+    /// Name of the engine.
+    pub engine: String,
+    /// Which log events to send, as tracing-subscriber's filters have it.
+    pub log_filter: String,
+}
+
+/// See [`ToVmm::Start`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The guest kernel's command line.
+    pub command_line: String,
+    /// A reset of the guest ends the machine.
+    pub no_reboot: bool,
+    /// Report counters at the end.
+    pub stats: bool,
+    /// CLOCK_MONOTONIC in nanoseconds when the broker began to start the vmm.
+    pub started_ns: u64,
+    /// There is an initrd.
+    pub initrd: bool,
+}
+
+/// What the vmm says to the broker. All of it is untrusted there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromVmm {
+    /// It has confined itself.
+    Ready {
+        /// It saw Landlock deny something: this does not show from outside.
+        landlock_proved: bool,
+        /// Layers that it does without, by name.
+        missing: Vec<String>,
+    },
+    /// The first guest instruction is next.
+    Started {
+        /// Boot protocol of the kernel.
+        protocol: String,
+        /// Engine in use.
+        engine: String,
+        /// Nanoseconds since [`Start::started_ns`].
+        startup_ns: u64,
+    },
+    /// The guest reset; the machine starts again.
+    Rebooted {
+        /// What caused it.
+        cause: String,
+    },
+    /// The answer to [`ToVmm::Beat`].
+    Alive(u32),
+    /// Something to log.
+    Log(Record),
+    /// The last message.
+    Ended {
+        /// Why.
+        outcome: Outcome,
+        /// Counters, if asked for: name and value, in order.
+        stats: Vec<(String, u64)>,
+    },
+}
+
+impl Message for ToVmm {
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Start(start) => 2 + usize::from(start.initrd),
+            Self::Prepare(_) | Self::PowerButton | Self::Beat(_) | Self::Stop => 0,
+        }
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        match self {
+            Self::Prepare(prepare) => prepare.validate(),
+            Self::Start(start) if start.command_line.len() > MAX_COMMAND_LINE => {
+                Err(format!("a command line of {} bytes", start.command_line.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Prepare {
+    fn validate(&self) -> Result<(), String> {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || !self.memory.is_multiple_of(4096) {
+            return Err(format!("{} bytes of memory: 1 MiB to 63 GiB in steps of 4 KiB", self.memory));
+        }
+        Ok(())
+    }
+}
+
+impl Message for FromVmm {
+    /// Nothing that the vmm holds is for the broker.
+    fn descriptors(&self) -> usize {
+        0
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let short = |text: &str| match text.len() {
+            ..=MAX_TEXT => Ok(()),
+            long => Err(format!("a text of {long} bytes")),
+        };
+        match self {
+            Self::Ready { missing, .. } => missing.iter().try_for_each(|name| short(name)),
+            Self::Started { protocol, engine, .. } => short(protocol).and(short(engine)),
+            Self::Rebooted { cause } => short(cause),
+            Self::Alive(_) => Ok(()),
+            Self::Log(record) => record.validate(),
+            Self::Ended { stats, .. } if stats.len() > MAX_COUNTERS => Err(format!("{} counters", stats.len())),
+            Self::Ended { stats, outcome } => {
+                short(&outcome.to_string()).and(stats.iter().try_for_each(|(name, _)| short(name)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

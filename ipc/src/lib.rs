@@ -1,0 +1,21 @@
+//! What the processes of a virtual machine say to each other.
+//!
+//! Knows the standard library, nix, postcard and memfd; nothing of what the messages are about. [`channel`] carries one
+//! message a packet, with descriptors; [`control`] has the messages and the one table that says which is permitted when;
+//! [`shm`] makes sealed memory to share; [`telemetry`] takes what a confined process logs to the broker, which alone can
+//! write it anywhere; [`outcome`] is how a machine ends.
+//!
+//! Every byte from another process is hostile: a packet has a maximum size, must be of our version, must be the next in
+//! order, must decode completely, must carry exactly the descriptors that it says, and must be permitted in the state
+//! that the conversation is in. What is not ends the conversation, and with it the peer; never us.
+
+pub mod channel;
+pub mod control;
+pub mod frame;
+pub mod outcome;
+pub mod rate;
+mod scm;
+pub mod shm;
+pub mod telemetry;
+
+pub use channel::{Channel, ChannelError};

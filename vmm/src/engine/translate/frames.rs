@@ -1,0 +1,174 @@
+//! The frames of guest RAM that code was translated from: their bytes as they were then, and which blocks come from
+//! where in them.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+
+use super::block::Origin;
+use super::mode::Mode;
+use super::segment;
+use crate::mmu::{FRAME_SIZE, GuestRam};
+
+/// Stores to a frame that changed no code after which its code is forgotten, so that they need not be watched.
+const DATA_WRITES: u32 = 16;
+
+/// A frame seen as code of one mode at one linear page.
+pub struct View {
+    page: u32,
+    mode: Mode,
+    /// The blocks, live or not.
+    blocks: Vec<u32>,
+    /// One bit for each offset in the page where a block had a place to come in when it was added.
+    entries: [u64; FRAME_SIZE / 64],
+    /// For each of those bits, in order, that block.
+    entered: Vec<u32>,
+}
+
+/// A frame that code was translated from.
+pub struct Frame {
+    views: Vec<View>,
+    /// Its bytes when last looked at.
+    pub bytes: [u8; FRAME_SIZE],
+    /// Stores since then that changed no code.
+    data_writes: u32,
+}
+
+/// All of them, by physical address.
+#[derive(Default)]
+pub struct Frames(HashMap<u64, Box<Frame>, RandomState>);
+
+impl View {
+    /// The block, live or not, that had a place to come in at `eip` when it was added.
+    pub fn entry(&self, eip: u32) -> Option<u32> {
+        self.has(eip).then(|| self.entered[self.rank(eip)])
+    }
+
+    fn has(&self, eip: u32) -> bool {
+        self.entries[eip as usize % FRAME_SIZE / 64] >> (eip % 64) & 1 != 0
+    }
+
+    /// How many entries there are before `eip`.
+    fn rank(&self, eip: u32) -> usize {
+        let word = eip as usize % FRAME_SIZE / 64;
+        let below = self.entries[word] & ((1 << (eip % 64)) - 1);
+        (self.entries[..word].iter().map(|w| w.count_ones()).sum::<u32>() + below.count_ones()) as usize
+    }
+
+    /// Says that block `id` can be come into at `eip`, unless `stays`, given another, says that it can be there.
+    fn enter(&mut self, eip: u32, id: u32, stays: impl Fn(u32) -> bool) {
+        let rank = self.rank(eip);
+        if !self.has(eip) {
+            self.entered.insert(rank, id);
+            self.entries[eip as usize % FRAME_SIZE / 64] |= 1 << (eip % 64);
+        } else if !stays(self.entered[rank]) {
+            self.entered[rank] = id;
+        }
+    }
+
+    /// Forgets the blocks of `segment`.
+    fn remove_segment(&mut self, segment: usize) {
+        let gone = |id: u32| segment::split(id).0 == segment;
+        self.blocks.retain(|id| !gone(*id));
+        let mut rank = 0;
+        for offset in 0..FRAME_SIZE as u32 {
+            if self.has(offset) {
+                let id = self.entered[rank];
+                rank += 1;
+                if gone(id) {
+                    self.entries[offset as usize / 64] &= !(1 << (offset % 64));
+                }
+            }
+        }
+        self.entered.retain(|id| !gone(*id));
+    }
+}
+
+impl Frame {
+    /// This frame as code of `mode` at linear address `eip`.
+    pub fn view(&self, eip: u32, mode: Mode) -> Option<&View> {
+        self.views.iter().find(|v| v.page == eip >> 12 && v.mode == mode)
+    }
+
+    /// Notes block `id`, code of `mode` from linear address `eip` on that can be come into at `origins`. Where another can
+    /// be already, `stays` says whether it does.
+    pub fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin], stays: impl Fn(u32) -> bool) {
+        let known = self.views.iter().position(|v| v.page == eip >> 12 && v.mode == mode);
+        let index = known.unwrap_or_else(|| {
+            let (entries, page) = ([0; FRAME_SIZE / 64], eip >> 12);
+            self.views.push(View { page, mode, blocks: Vec::new(), entries, entered: Vec::new() });
+            self.views.len() - 1
+        });
+        let view = &mut self.views[index];
+        view.blocks.push(id);
+        origins.iter().filter(|o| o.is_entry()).for_each(|o| view.enter(o.eip, id, &stays));
+    }
+
+    /// The frame at `gpa` was stored to: takes out the blocks for which `reads`, given a block and what changed, is true.
+    /// They are returned, and whether the frame is to be watched on.
+    pub fn refresh(&mut self, ram: &GuestRam, gpa: u64, reads: impl Fn(u32, &[usize]) -> bool) -> (Vec<u32>, bool) {
+        let before = self.bytes;
+        ram.read(gpa, &mut self.bytes);
+        let changed: Vec<usize> = (0..FRAME_SIZE).filter(|&i| before[i] != self.bytes[i]).collect();
+        let mut dead = Vec::new();
+        for view in &mut self.views {
+            dead.extend(view.blocks.extract_if(.., |id| reads(*id, &changed)));
+        }
+        self.data_writes = if dead.is_empty() { self.data_writes + 1 } else { 0 };
+        let used = self.views.iter().any(|v| !v.blocks.is_empty());
+        (dead, used && self.data_writes < DATA_WRITES)
+    }
+}
+
+impl Frames {
+    /// The frame at `gpa`, copied from `ram` if it was not known.
+    pub fn note(&mut self, ram: &GuestRam, gpa: u64) -> &mut Frame {
+        self.0.entry(gpa).or_insert_with(|| {
+            let mut frame = Box::new(Frame { views: Vec::new(), bytes: [0; FRAME_SIZE], data_writes: 0 });
+            ram.read(gpa, &mut frame.bytes);
+            frame
+        })
+    }
+
+    /// The frame at `gpa`, if code was translated from it.
+    pub fn get(&self, gpa: u64) -> Option<&Frame> {
+        self.0.get(&gpa).map(|f| &**f)
+    }
+
+    /// As [`Self::get`].
+    pub fn get_mut(&mut self, gpa: u64) -> Option<&mut Frame> {
+        self.0.get_mut(&gpa).map(|f| &mut **f)
+    }
+
+    /// Forgets the frame at `gpa`: the blocks that came from it.
+    pub fn remove(&mut self, gpa: u64) -> Vec<u32> {
+        let views = self.0.remove(&gpa).map(|f| f.views).unwrap_or_default();
+        views.into_iter().flat_map(|v| v.blocks).collect()
+    }
+
+    /// Forgets the blocks of `segment`, and the frames that no other block comes from: the latter's addresses.
+    pub fn remove_segment(&mut self, segment: usize) -> Vec<u64> {
+        for frame in self.0.values_mut() {
+            frame.views.iter_mut().for_each(|v| v.remove_segment(segment));
+            frame.views.retain(|v| !v.blocks.is_empty());
+        }
+        self.0.extract_if(|_, frame| frame.views.is_empty()).map(|(gpa, _)| gpa).collect()
+    }
+
+    /// Physical addresses of all frames.
+    pub fn addresses(&self) -> Vec<u64> {
+        self.0.keys().copied().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        let views =
+            self.0.values().flat_map(|f| &f.views).map(|v| size_of::<View>() + 4 * (v.blocks.len() + v.entered.len()));
+        self.0.len() * (size_of::<Frame>() + 32) + views.sum::<usize>()
+    }
+}
