@@ -93,7 +93,7 @@ pub struct Context {
     pub fault_trap: u32,
     /// Host instruction pointer of that fault.
     pub fault_rip: u64,
-    /// CR2 of that fault.
+    /// CR2 of that fault if it was a page fault, else 0.
     pub fault_address: u64,
     /// Hardware error code of that fault.
     pub fault_error: u64,

@@ -20,6 +20,8 @@ use super::trampoline::Trampolines;
 use super::tripwire;
 use crate::cpu::Lines;
 
+/// Host trap number of a page fault.
+pub const TRAP_PAGE_FAULT: u32 = 14;
 /// Host EFLAGS.TF.
 const TF: i64 = 0x100;
 
@@ -130,7 +132,11 @@ extern "C" fn on_fault(signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut 
         context.site = SITE_FAULT;
         context.fault_rip = rip;
         context.fault_trap = registers[libc::REG_TRAPNO as usize] as u32;
-        context.fault_address = registers[libc::REG_CR2 as usize] as u64;
+        // CR2 of any other trap is that of some page fault before.
+        context.fault_address = match context.fault_trap {
+            TRAP_PAGE_FAULT => registers[libc::REG_CR2 as usize] as u64,
+            _ => 0,
+        };
         context.fault_error = registers[libc::REG_ERR as usize] as u64;
         if tripwire::is_tripped(context.tripwire, context.fault_address) {
             context.site = SITE_TRIPPED;
