@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use vmm::cpu::{CpuModel, SelectionError};
 use vmm::launch::{MAX_MEMORY, MIN_MEMORY};
 
 const EXIT_CODES: &str = "\
@@ -53,6 +54,9 @@ pub struct RunOptions {
     /// What executes guest code: auto, translate or interp
     #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "translate", "interp"])]
     pub engine: String,
+    /// Guest processor: max, then features to leave out or put back: max,-avx2,-arch-capabilities
+    #[arg(long, value_name = "MODEL", default_value = "max", value_parser = cpu)]
+    pub cpu: String,
     /// End instead of starting again when the guest resets
     #[arg(long)]
     pub no_reboot: bool,
@@ -76,6 +80,11 @@ pub enum Console {
     None,
     /// Output is appended to this file, there is no input.
     File(PathBuf),
+}
+
+/// Checks that there is such a processor here.
+fn cpu(text: &str) -> Result<String, SelectionError> {
+    text.parse::<CpuModel>().map(|_| text.into())
 }
 
 /// Parses `stdio`, `none` or a path.

@@ -63,6 +63,7 @@ pub fn spawn(options: &RunOptions, resources: Resources) -> Result<Vmm, SpawnErr
         memory: options.memory,
         command_line: options.append.clone(),
         engine: options.engine.clone(),
+        cpu: options.cpu.clone(),
         no_reboot: options.no_reboot,
         stats: options.stats,
         json: options.json,

@@ -9,10 +9,11 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::cpu::CpuModel;
 use crate::outcome::Outcome;
 
 /// Version of all messages here. Both programs come from one build, so versions must be equal.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Largest packet in bytes.
 pub const MAX_PACKET: usize = 64 << 10;
 /// Longest guest command line in bytes; kernels have lower limits of their own.
@@ -33,6 +34,8 @@ pub struct LaunchConfig {
     pub command_line: String,
     /// Name of the engine.
     pub engine: String,
+    /// The guest's processor, as [`CpuModel`] parses it.
+    pub cpu: String,
     /// A reset of the guest ends the machine.
     pub no_reboot: bool,
     /// Report counters at the end.
@@ -122,6 +125,9 @@ impl LaunchConfig {
         }
         if self.command_line.len() > MAX_COMMAND_LINE {
             return invalid(format!("a command line of {} bytes", self.command_line.len()));
+        }
+        if let Err(error) = self.cpu.parse::<CpuModel>() {
+            return invalid(error.to_string());
         }
         let mut fds: Vec<RawFd> = [Some(self.kernel), self.initrd, self.console].into_iter().flatten().collect();
         if fds.iter().any(|fd| *fd <= libc::STDERR_FILENO) {

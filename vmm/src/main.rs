@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use vmm::boot::{BootError, Image, Payload};
+use vmm::cpu::{CpuModel, SelectionError};
 use vmm::inherit::{Inherited, NotInherited};
 use vmm::launch::{Channel, LaunchConfig, LaunchError, Report};
 use vmm::machine::{Machine, MachineError, Parts};
@@ -28,6 +29,8 @@ enum StartError {
     Launch(#[from] LaunchError),
     #[error("loading the guest")]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Cpu(#[from] SelectionError),
     #[error(transparent)]
     Machine(#[from] MachineError),
 }
@@ -58,10 +61,10 @@ fn control_descriptor() -> Result<RawFd, StartError> {
 /// Starts and runs what the launch message says. The outcome has been reported when this returns.
 fn start(control: Channel, mut inherited: Inherited) -> Outcome {
     let config = control.receive::<LaunchConfig>().and_then(|config| config.validate().map(|()| config));
-    let (payload, console, config) = match config.map_err(StartError::from).and_then(|config| {
+    let (payload, console, cpu, config) = match config.map_err(StartError::from).and_then(|config| {
         let payload = prepare(&config, &mut inherited)?;
         let console = config.console.map(|fd| inherited.take(fd)).transpose()?;
-        Ok((payload, console, config))
+        Ok((payload, console, config.cpu.parse::<CpuModel>()?, config))
     }) {
         Ok(prepared) => prepared,
         Err(error) => return failed(&control, &error),
@@ -70,7 +73,7 @@ fn start(control: Channel, mut inherited: Inherited) -> Outcome {
     let engine = config.engine.clone();
     let (memory, no_reboot, started_ns) = (config.memory, config.no_reboot, config.started_ns);
     let control = Arc::new(control);
-    let parts = Parts { memory, payload, engine, console, control: control.clone(), no_reboot, started_ns };
+    let parts = Parts { memory, payload, engine, cpu, console, control: control.clone(), no_reboot, started_ns };
     match Machine::new(parts) {
         Ok(machine) => machine.run(config.stats),
         Err(error) => failed(&control, &error.into()),

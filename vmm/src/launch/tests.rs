@@ -8,6 +8,7 @@ fn config() -> LaunchConfig {
         memory: 512 << 20,
         command_line: "console=ttyS0".into(),
         engine: "interp".into(),
+        cpu: "max,-avx2".into(),
         no_reboot: false,
         stats: true,
         json: false,
@@ -61,7 +62,8 @@ fn nonsense_is_refused() {
         change(&mut c);
         c.validate().unwrap_err().to_string()
     };
-    assert!(wrong(|c| c.version = 2).contains("version 2"));
+    assert!(wrong(|c| c.version = 1).contains("version 1"));
+    assert!(wrong(|c| c.cpu = "max,-avx9".into()).contains("avx9"));
     assert!(wrong(|c| c.memory = 0).contains("memory"));
     assert!(wrong(|c| c.memory = u64::MAX).contains("memory"));
     assert!(wrong(|c| c.memory = (16 << 20) + 1).contains("4 KiB"));

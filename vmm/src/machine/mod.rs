@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::boot::tables::{self, Topology};
 use crate::boot::{BootError, Payload};
 use crate::chipset::{Board, BoardConfig, BoardEvent, Clock, Hook, Hooks};
-use crate::cpu::{CpuState, Lines, Vcpu, eflags, host_tsc, seg};
+use crate::cpu::{CpuModel, CpuState, Lines, Vcpu, eflags, host_tsc, seg};
 use crate::engine::{self, Engine, EngineError, Exit};
 use crate::launch::{Channel, Report};
 use crate::mmu::{Flush, GuestRam, RamError};
@@ -52,6 +52,8 @@ pub struct Parts {
     pub payload: Payload,
     /// Name of what executes guest code.
     pub engine: String,
+    /// What the guest's processor is.
+    pub cpu: CpuModel,
     /// The first serial port's stream socket.
     pub console: Option<OwnedFd>,
     /// Requests in, reports out.
@@ -94,7 +96,8 @@ impl Machine {
         let lines = Arc::new(Lines::default());
         let shared = Arc::new(Shared::new(lines.clone())?);
         let board = Self::board(&ram, &lines, &shared);
-        let vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
+        let mut vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
+        vcpu.model = parts.cpu;
         let mut machine = Self {
             ram,
             board,
