@@ -20,7 +20,9 @@ mod sync;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use self::space::Space;
+use foldhash::fast::RandomState;
+
+use self::space::{Regions, Space};
 use super::ram::{FRAME_SHIFT, GuestRam};
 use super::window::{Arena, Window};
 use super::writers::Writers;
@@ -81,6 +83,7 @@ pub struct ShadowStats {
     pub pages_mapped: u64,
     pub pages_unmapped: u64,
     pub pages_protected: u64,
+    pub anticipated: u64,
     pub windows_made: u64,
     pub windows_evicted: u64,
     pub syncs: u64,
@@ -93,7 +96,7 @@ pub struct Shadow {
     /// Dropped before the arena that they lie in.
     spaces: Vec<Option<Space>>,
     arena: Arena,
-    by_rights: HashMap<Rights, usize>,
+    by_rights: HashMap<Rights, usize, RandomState>,
     writers: Writers,
     clock: u64,
     version: u64,
@@ -113,7 +116,7 @@ impl Shadow {
             ram,
             spaces: (0..MAX_WINDOWS).map(|_| None).collect(),
             arena,
-            by_rights: HashMap::new(),
+            by_rights: HashMap::default(),
             writers: Writers::new(frames),
             clock: 0,
             version: 0,
@@ -178,7 +181,8 @@ impl Shadow {
         let space = Space {
             rights,
             window,
-            tables: HashMap::new(),
+            tables: HashMap::default(),
+            from_large: Regions::default(),
             local: Vec::new(),
             code_changed: true,
             used: self.clock,
@@ -207,7 +211,7 @@ impl Shadow {
         Some((self.ram.offset_of((frame as u64) << FRAME_SHIFT)? >> FRAME_SHIFT) as usize)
     }
 
-    /// Makes room for what one more fault may map, by dropping other windows or, when there are none, emptying what is
+    /// Makes room for what the next faults may map, by dropping other windows or, when there are none, emptying what is
     /// left. Windows other than `keep` may be gone after: see [`ShadowStats::windows_evicted`].
     fn make_room(&mut self, keep: usize) {
         if self.vmas() <= self.vma_limit && self.weight() <= MAX_WEIGHT {

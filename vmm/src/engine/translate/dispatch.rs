@@ -30,6 +30,17 @@ pub struct Active {
     version: u64,
 }
 
+/// A guest page fault that is being handled, and what was to be accessed.
+#[derive(Clone, Copy)]
+pub struct Awaited {
+    eip: u32,
+    cr3: u32,
+    cpl: u8,
+    rights: Rights,
+    linear: u32,
+    write: bool,
+}
+
 /// How to get to a block again without asking anyone.
 #[derive(Clone, Copy)]
 struct Route {
@@ -92,6 +103,10 @@ impl Translator {
 
     fn translated(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Flow<()> {
         let eip = vcpu.state.eip;
+        if let Some(a) = self.awaited.filter(|a| (a.eip, a.cr3, a.cpl) == (eip, vcpu.state.cr3, vcpu.state.cpl)) {
+            self.awaited = None;
+            self.shadow.anticipate(&vcpu.state, a.rights, a.linear, a.write);
+        }
         let missed = std::mem::take(&mut self.missed);
         let wanted = self.unlinked.is_none() && !missed;
         if wanted && let Some(route) = self.route(vcpu, mode) {
@@ -346,7 +361,12 @@ impl Translator {
             }
             Resolution::Interpret => {
                 self.learn(vcpu, id, origin.eip, window, linear);
-                self.interpret(vcpu).map(|_| false)
+                let (cpl, rights) = (vcpu.state.cpl, self.shadow.rights(window));
+                self.interpret(vcpu)?;
+                self.awaited = rights
+                    .filter(|_| vcpu.state.cr2 == linear && vcpu.state.cpl == 0)
+                    .map(|rights| Awaited { eip: origin.eip, cr3: vcpu.state.cr3, cpl, rights, linear, write });
+                Ok(false)
             }
         }
     }

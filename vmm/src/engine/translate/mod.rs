@@ -136,6 +136,8 @@ pub struct Translator {
     gates_hold: gate::Environment,
     /// Gates between rings of other address spaces.
     gates_kept: gate::Kept,
+    /// A guest page fault that emitted code met last.
+    awaited: Option<dispatch::Awaited>,
     /// The table did not lead to the next block: it is to be entered there.
     missed: bool,
     /// An exit site that may be linked to the next block.
@@ -196,6 +198,7 @@ impl Translator {
             settled: false,
             gates_hold: gate::Environment::default(),
             gates_kept: gate::Kept::default(),
+            awaited: None,
             missed: false,
             unlinked: None,
             local_entries: false,
@@ -222,13 +225,16 @@ impl Translator {
         if !vcpu.mmu.has_flushes() {
             return;
         }
-        self.active = None;
-        self.fresh.clear();
-        self.settled = false;
         for flush in vcpu.mmu.take_flushes() {
             self.flush_gates(&vcpu.state, flush);
+            // One page is brought up to date at once, and only code on it would make the ways into windows wrong.
+            if !matches!(flush, Flush::Page(linear) if !self.shadow.synchronise_page(&vcpu.state, linear)) {
+                self.active = None;
+                self.fresh.clear();
+                self.settled = false;
+            }
             match flush {
-                Flush::Page(linear) => self.shadow.synchronise_page(&vcpu.state, linear),
+                Flush::Page(_) => {}
                 Flush::NonGlobal => {
                     self.shadow.flush_local();
                     if std::mem::take(&mut self.local_entries) {
@@ -355,6 +361,7 @@ impl Engine for Translator {
             ("sites learnt: reaches a device", s.learnt_interpreted),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
+            ("pages mapped as page-fault handlers returned", w.anticipated),
             ("pages mapped", w.pages_mapped),
             ("pages unmapped", w.pages_unmapped),
             ("pages write-protected", w.pages_protected),

@@ -3,7 +3,9 @@
 use super::super::ram::FRAME_SHIFT;
 use super::space::{Runs, Space};
 use super::{MAX_PIECES, Shadow};
-use std::collections::HashMap;
+
+/// Pages of one change that are parked at most: more are not likely to come back, and each may be a kernel mapping.
+const PARKED_AT_ONCE: u64 = 16;
 
 impl Shadow {
     /// The frames (places in the RAM file) that pages of a window can store to, each once.
@@ -28,9 +30,12 @@ impl Shadow {
         self.change(index, &[(page, count)], &[]);
     }
 
-    /// Unmaps the runs in `unmap` and takes the right to store from those in `protect`. What the kernel refuses, or what
+    /// Unmaps the runs in `unmap`, parking the pages if they are few, and takes the right to store from those in `protect`. What the kernel refuses, or what
     /// would take too many calls, is done by emptying the window.
     pub(super) fn change(&mut self, index: usize, unmap: &[(u32, u32)], protect: &[(u32, u32)]) {
+        if unmap.is_empty() && protect.is_empty() {
+            return;
+        }
         let all = || unmap.iter().chain(protect);
         let mut frames = Vec::new();
         all().for_each(|(page, count)| frames.extend(self.frames_written(index, *page, *count)));
@@ -39,13 +44,17 @@ impl Shadow {
         let total = |runs: &[(u32, u32)]| runs.iter().map(|(_, count)| *count as u64).sum::<u64>();
         self.stats.pages_unmapped += total(unmap);
         self.stats.pages_protected += total(protect);
+        let few = total(unmap) <= PARKED_AT_ONCE;
         let Some(s) = &mut self.spaces[index] else { return };
         let executed =
             |s: &Space, (page, count): (u32, u32)| s.window.known(page, page + count).any(|(_, p)| p.executed());
         s.code_changed |= unmap.iter().any(|run| executed(s, *run));
         let done = all().count() <= MAX_PIECES
-            && unmap.iter().all(|(page, count)| s.window.unmap(*page, *count))
-            && protect.iter().all(|(page, count)| s.window.protect(*page, *count, false));
+            && unmap.iter().all(|(page, count)| match few {
+                true => s.window.park(*page, *count),
+                false => s.window.unmap(*page, *count),
+            })
+            && protect.iter().all(|(page, count)| s.window.protect(*page, *count));
         match done {
             true => self.forget_writers(index, &frames),
             false => self.clear(index),
@@ -61,7 +70,7 @@ impl Shadow {
         // The kernel replaces many mappings by one, which it has no reason to refuse. What stays mapped here though the
         // guest changed it would let the guest see it: that is worth dying for.
         assert!(s.window.clear(), "the kernel does not unmap a window");
-        s.tables = HashMap::new();
+        s.tables.clear();
         s.local = Vec::new();
         s.code_changed = true;
         self.forget_writers(index, &frames);

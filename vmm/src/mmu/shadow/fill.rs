@@ -7,6 +7,9 @@ use super::space::{Runs, Table};
 use super::{KERNEL_SPLIT, Resolution, Rights, Shadow};
 use crate::cpu::CpuState;
 
+/// Faults between two looks at what all windows take together: adding that up takes as long as a page walk, and the
+/// limits leave room for what some dozens of faults can map.
+const ROOM_EVERY: u64 = 32;
 /// Pages looked at around a fault.
 const AROUND: u32 = 16;
 
@@ -15,6 +18,9 @@ impl Shadow {
     /// as the access would.
     pub fn resolve(&mut self, state: &CpuState, index: usize, linear: u32, write: bool) -> Resolution {
         self.stats.faults += 1;
+        if self.stats.faults.is_multiple_of(ROOM_EVERY) {
+            self.make_room(index);
+        }
         let Some(space) = self.spaces.get(index).and_then(Option::as_ref) else { return Resolution::Interpret };
         let rights = space.rights;
         let access = if write { Access::Write } else { Access::Read };
@@ -28,8 +34,25 @@ impl Shadow {
         if write && !t.writable_now {
             return Resolution::Interpret;
         }
-        self.make_room(index);
         if self.map_around(state, index, linear, t) { Resolution::Mapped } else { Resolution::Interpret }
+    }
+
+    /// An access to `linear` in the window for `rights` has caused a guest page fault, whose handler is about to return to
+    /// the instruction: maps the page if the handler left it so that the access changes nothing in the tables. That spares
+    /// a host fault.
+    pub fn anticipate(&mut self, state: &CpuState, rights: Rights, linear: u32, write: bool) {
+        if !self.exists(rights) || (rights == Rights::Kernel && linear < KERNEL_SPLIT) {
+            return;
+        }
+        let (index, _) = self.window(state, rights);
+        let Some(t) = peek(&self.ram, state, linear, rights.is_user()) else { return };
+        let code = write && self.ram.is_code(t.gpa);
+        let there = self.page(index, linear >> FRAME_SHIFT);
+        let ready = there.mapped() && (there.writable() || !write);
+        if self.ram.offset_of(t.gpa).is_some() && !(write && !t.writable_now) && !code && !ready {
+            self.stats.anticipated += 1;
+            self.map_around(state, index, linear, t);
+        }
     }
 
     /// Maps the page of `linear`, found by `t`, and the neighbours that an access would find ready.
@@ -45,6 +68,9 @@ impl Shadow {
             (page & !(AROUND - 1), AROUND)
         };
         self.remember(state, index, linear, t.global);
+        if pages > 1 {
+            self.note_large(state, index, linear);
+        }
         let user = matches!(self.rights(index), Some(Rights::User(_)));
         let linear_run = !state.paging() || pages > 1;
         let mut run: Option<(u32, u32, u32, bool)> = None;
@@ -126,6 +152,7 @@ impl Shadow {
             self.unmap(index, page, 1);
         }
         self.remember(state, index, linear, global);
+        self.note_large(state, index, linear);
         if let Some(s) = &mut self.spaces[index] {
             s.window.set_executed(page, frame);
             s.refresh(&self.ram, page, 1);

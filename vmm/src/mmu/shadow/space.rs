@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use super::super::ram::GuestRam;
 use super::super::walk::LeafEntry;
 use super::super::window::Window;
@@ -22,7 +24,9 @@ pub(super) struct Table {
 pub(super) struct Space {
     pub(super) rights: Rights,
     pub(super) window: Window,
-    pub(super) tables: HashMap<u32, Table>,
+    pub(super) tables: HashMap<u32, Table, RandomState>,
+    /// Where pages were mapped, or executed, from large pages.
+    pub(super) from_large: Regions,
     /// Pages to check at each CR3 write: mapped from entries that are not global (kernel window only).
     pub(super) local: Vec<u32>,
     /// The mapping of an executed page changed since [`super::Shadow::take_code_changed`].
@@ -62,6 +66,25 @@ impl Space {
             let (size, at) = (entry.size as usize, (p - *first) as usize * entry.size as usize);
             ram.read(*gpa + at as u64, &mut copy[at..at + size]);
         }
+    }
+}
+
+/// A set of regions of 4 MiB.
+#[derive(Default)]
+pub(super) struct Regions([u64; 16]);
+
+impl Regions {
+    /// Adds the region of `page`.
+    pub(super) fn insert(&mut self, page: u32) {
+        self.0[(page >> 16) as usize % 16] |= 1 << (page >> 10 & 63);
+    }
+
+    /// Takes the region of `page` out; whether it was there.
+    pub(super) fn remove(&mut self, page: u32) -> bool {
+        let word = &mut self.0[(page >> 16) as usize % 16];
+        let old = *word;
+        *word &= !(1 << (page >> 10 & 63));
+        *word != old
     }
 }
 

@@ -49,25 +49,33 @@ impl Shadow {
         self.check_pages(state, index, &doubtful);
     }
 
-    /// Brings one page of every window that may show the current address space up to date, as INVLPG requires.
-    pub fn synchronise_page(&mut self, state: &CpuState, linear: u32) {
+    /// Brings one page of every window that may show the current address space up to date, as INVLPG requires. True if
+    /// an executed page may be another one now.
+    pub fn synchronise_page(&mut self, state: &CpuState, linear: u32) -> bool {
         let page = linear >> FRAME_SHIFT;
+        let mut code_changed = false;
         for rights in [Rights::Kernel, Rights::User(state.cr3), Rights::Low(state.cr3)] {
-            if let Some(&index) = self.by_rights.get(&rights) {
-                // A large page may be mapped by any of its small ones: one INVLPG forgets it whole.
-                let large = leaf_entry(&self.ram, state, linear).is_some_and(|e| e.pte_gpa.is_none());
-                if large || self.page(index, page).is_empty() {
-                    let span = if large { 1024 } else { 1 };
-                    let first = page & !(span - 1);
-                    let pages: Vec<u32> = match self.spaces[index].as_ref() {
-                        Some(s) => s.window.known(first, first + span).map(|(n, _)| n).collect(),
-                        None => Vec::new(),
-                    };
-                    self.check_pages(state, index, &pages);
-                } else {
-                    self.check_pages(state, index, &[page]);
-                }
+            let index = self.by_rights.get(&rights).copied();
+            let Some((index, s)) = index.and_then(|i| Some((i, self.spaces.get_mut(i)?.as_mut()?))) else { continue };
+            // What was mapped from a large page is forgotten whole, wherever in it the address lies.
+            if s.from_large.remove(page) {
+                let first = page & !1023;
+                let pages: Vec<u32> = s.window.known(first, first + 1024).map(|(n, _)| n).collect();
+                self.check_pages(state, index, &pages);
+                self.note_large(state, index, linear);
+            } else {
+                self.check_pages(state, index, &[page]);
             }
+            code_changed |= self.spaces[index].as_ref().is_some_and(|s| s.code_changed);
+        }
+        code_changed
+    }
+
+    /// Notes that pages were taken from the large page at `linear`, if it is one.
+    pub(super) fn note_large(&mut self, state: &CpuState, index: usize, linear: u32) {
+        let large = leaf_entry(&self.ram, state, linear).is_some_and(|e| e.pte_gpa.is_none());
+        if large && let Some(s) = self.spaces.get_mut(index).and_then(Option::as_mut) {
+            s.from_large.insert(linear >> FRAME_SHIFT);
         }
     }
 
