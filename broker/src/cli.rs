@@ -62,18 +62,30 @@ pub struct RunOptions {
     /// Log as JSON lines rather than text
     #[arg(long)]
     pub json: bool,
-    /// Where the first serial port goes
-    #[arg(long, value_enum, default_value_t = Console::Stdio)]
+    /// Where the first serial port goes: stdio, none, or a file to append to (with a / in it, if it has such a name)
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
     pub console: Console,
 }
 
 /// Where the first serial port goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Console {
     /// Standard input and output, raw if that is a terminal.
     Stdio,
     /// Output is discarded, there is no input.
     None,
+    /// Output is appended to this file, there is no input.
+    File(PathBuf),
+}
+
+/// Parses `stdio`, `none` or a path.
+fn console(text: &str) -> Result<Console, String> {
+    match text {
+        "" => Err("give stdio, none or a file".into()),
+        "stdio" => Ok(Console::Stdio),
+        "none" => Ok(Console::None),
+        path => Ok(Console::File(path.into())),
+    }
 }
 
 /// Parses `512M`, `1G`, `65536K` or bytes.
@@ -99,6 +111,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn consoles() {
+        assert_eq!(console("stdio"), Ok(Console::Stdio));
+        assert_eq!(console("none"), Ok(Console::None));
+        assert_eq!(console("./none"), Ok(Console::File("./none".into())));
+        assert!(console("").is_err());
     }
 
     #[test]

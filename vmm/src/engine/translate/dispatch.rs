@@ -4,16 +4,18 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
-use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
-use super::link::{BranchTable, Entry, Page};
+use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
+use super::link::{Entry, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
-use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
+use super::{MAX_LEARNT, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
 use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation, peek, walk};
 
 /// Faults of one instruction into devices after which it is interpreted without trying.
 const DEVICE_FAULTS: u32 = 4;
+/// Times that a block or the code after a call is come to for another EIP before it expects that.
+const TRIPS: u32 = 6;
 /// Host trap number of a page fault.
 const TRAP_PAGE_FAULT: u32 = 14;
 /// Host page-fault error bit: the access was a write.
@@ -150,9 +152,8 @@ impl Translator {
             _ => self.translate(vcpu, key, t),
         };
         let block = self.registry.block(id);
-        if let Some(table) = self.tables.get_mut(&(active.code_window, key.mode)) {
-            table.insert(key.eip, block.start);
-        }
+        let main = block.start + block.main as u64;
+        self.tables.insert((active.code_window, key.mode), key.eip, block.start, main);
         Entry { block: id, offset: block.main }
     }
 
@@ -225,11 +226,40 @@ impl Translator {
                     self.save(vcpu);
                     self.context.branch
                 }
+                SITE_TRIPPED => {
+                    self.tripped();
+                    self.missed = true;
+                    self.save(vcpu);
+                    self.context.branch
+                }
                 SITE_ABANDONED => return Ok(()),
                 index => return self.leave(vcpu, index),
             };
             vcpu.state.eip = eip;
             return Ok(());
+        }
+    }
+
+    /// The code at `fault_rip` was come to for another EIP than its own. Where that happens often, it is translated so
+    /// that it costs less.
+    fn tripped(&mut self) {
+        self.stats.exits_tripped += 1;
+        let at = self.context.fault_rip;
+        let Some(id) = self.registry.containing(at) else { panic!("tripped at {at:#x}, which no block holds") };
+        let block = self.registry.block(id);
+        let eip = block.origin(at).map_or(block.key.eip, |o| o.eip);
+        if self.trips.len() + self.varied.len() > MAX_LEARNT {
+            self.trips.clear();
+            self.varied.clear();
+        }
+        let count = self.trips.entry(eip).or_default();
+        *count += 1;
+        if *count >= TRIPS {
+            self.trips.remove(&eip);
+            self.varied.insert(eip);
+            self.stats.learnt_varied += 1;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         }
     }
 
@@ -342,8 +372,8 @@ impl Translator {
             Resolution::Mapped => {
                 let block = self.registry.block(id);
                 let Some(restart) = block.restart(at) else { return Ok(false) };
-                if restart.point == Point::Shadowed && vcpu.lines.any() {
-                    // Whatever is pending waits for this instruction.
+                if restart.point == Point::Shadowed {
+                    // Whatever is pending, or becomes so before emitted code runs again, waits for this instruction.
                     vcpu.state.shadow = InterruptShadow::Sti;
                     return Ok(false);
                 }
@@ -386,6 +416,7 @@ impl Translator {
             let count = self.device_faults.entry(eip).or_default();
             *count += 1;
             if *count >= DEVICE_FAULTS {
+                // Another block may hold the instruction too: each is made anew when it comes here.
                 self.stats.learnt_interpreted += self.interpreted.insert(eip) as u64;
                 self.registry.invalidate(&mut self.cache, id);
                 self.purge();
@@ -437,16 +468,10 @@ impl Translator {
             self.take_code_changes(window, false);
             self.settled = true;
         }
-        if self.tables.len() >= MAX_TABLES && !self.tables.contains_key(&(code_window, mode)) {
-            self.tables.retain(|(w, _), _| *w == code_window);
-            self.table_drops += 1;
-            if self.tables.len() >= MAX_TABLES {
-                self.tables.clear();
-            }
+        if self.tables.is_full(&(code_window, mode)) {
+            self.drop_tables();
         }
-        let miss = self.trampolines.miss;
-        let table = self.tables.entry((code_window, mode)).or_insert_with(|| BranchTable::new(miss));
-        self.context.branches = table.address();
+        self.context.branches = self.tables.address((code_window, mode));
         let active = Active { mode, cr3, code_window, version: self.shadow.version() };
         self.active = Some(active);
         active
@@ -455,7 +480,7 @@ impl Translator {
     /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
     fn take_code_changes(&mut self, index: usize, supervisor: bool) {
         if self.shadow.take_code_changed(index) {
-            self.tables.retain(|(w, _), _| *w != index);
+            self.tables.empty_window(index);
             self.table_drops += 1;
             if supervisor {
                 self.registry.unlink_pages(&mut self.cache);
@@ -533,6 +558,7 @@ impl Translator {
                 trampolines: &self.trampolines,
                 dynamic: &self.dynamic,
                 interpreted: &self.interpreted,
+                varied: &self.varied,
                 fixed,
                 first_site: self.registry.next_site(),
             };

@@ -193,7 +193,7 @@ impl Emitter {
     pub fn load_quarter(&mut self, linear: u8) {
         // shrx r9d, linear, r13d: VEX.LZ.F2.0F38.W0 F7 /r, with rm = linear and vvvv = r13.
         let b = if linear >= 8 { 0 } else { 0x20 };
-        self.bytes(&[0xc4, 0x42 | b, (!host::QUARTER & 0xf) << 3 | 0x03, 0xf7, 0xc8 | (linear & 7)]);
+        self.bytes(&[0xc4, 0x42 | b, (!host::TRIPWIRE & 0xf) << 3 | 0x03, 0xf7, 0xc8 | (linear & 7)]);
         // mov r9, [r15 + r9*8 + quarters]
         self.bytes(&[0x4f, 0x8b, 0x8c, 0xcf]);
         self.bytes(&(offset_of!(Context, quarters) as u32).to_le_bytes());
@@ -206,6 +206,13 @@ impl Emitter {
         // jmp [r10 + entry*8]
         self.bytes(&[0x41, 0xff, 0xa2]);
         self.bytes(&(8 * (eip & INDEX_MASK as u32)).to_le_bytes());
+    }
+
+    /// Goes on only if r8d is `eip`; otherwise faults, with all state in place.
+    pub fn expect_eip_or_fault(&mut self, eip: u32) {
+        self.lea32_or_mov(9, 8, eip.wrapping_neg() as i32);
+        // movzx r10d, word [r9 + r13]
+        self.bytes(&[0x47, 0x0f, 0xb7, 0x14, (host::TRIPWIRE & 7) << 3 | 1]);
     }
 
     /// Goes on only if r8d is `eip`; otherwise to the branch at `elsewhere`. A compare would be shorter, but whatever

@@ -37,6 +37,8 @@ pub struct Environment<'a> {
     pub dynamic: &'a Places,
     /// Guest addresses of instructions that are better interpreted: they reach devices.
     pub interpreted: &'a Places,
+    /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
+    pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
     /// Index of the first exit site.
@@ -92,7 +94,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         page: trace.eip,
         shadow: false,
     };
-    t.e.expect_eip(trace.eip, env.trampolines.miss);
+    t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
     let fp = t.floating_point_check(trace);
     let mut ended = false;

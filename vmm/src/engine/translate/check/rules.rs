@@ -133,8 +133,9 @@ impl Step<'_> {
                 self.state.set(number(insn.op0_register()), value);
                 Ok(())
             }
-            Code::VEX_Shrx_r32_rm32_r32 if number(insn.op2_register()) == host::QUARTER => self.quarter(),
+            Code::VEX_Shrx_r32_rm32_r32 if number(insn.op2_register()) == host::TRIPWIRE => self.quarter(),
             Code::VEX_Pext_r32_r32_rm32 if insn.op2_register() == Register::R12D => self.index(),
+            Code::Movzx_r32_rm16 if memory::in_tripwire(insn) => self.tripwire(),
             _ if insn.is_string_instruction() => self.string(),
             _ => self.data(),
         }
@@ -218,6 +219,17 @@ impl Step<'_> {
             return Err("an index of something that is not a guest EIP");
         }
         self.state.set(to, Value::Index);
+        Ok(())
+    }
+
+    /// `movzx scratch, word [difference + tripwire]`: may leave for the guest EIP in r8d.
+    fn tripwire(&mut self) -> Rule<()> {
+        memory::tripwire_operand(self.insn, &self.state)?;
+        self.state.require_guest_narrow()?;
+        if !self.state.narrow(TARGET) {
+            return Err("a tripwire that is passed with something that is not a guest EIP");
+        }
+        self.state.set(number(self.insn.op0_register()), Value::Narrow);
         Ok(())
     }
 

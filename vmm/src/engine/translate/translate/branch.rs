@@ -87,7 +87,16 @@ impl Translator<'_> {
 
     /// Where a guest's return comes to by way of the return stack, with the EIP it returns to in r8d.
     pub(super) fn land(&mut self) {
-        self.e.expect_eip(self.next, self.env.trampolines.branch);
+        self.expect(self.next, self.env.trampolines.branch);
+    }
+
+    /// Goes on only if r8d is `eip`. What is not seldom come to for something else goes to the branch at `elsewhere` then.
+    /// The supervisor's code is not left to the tripwire: it switches stacks, and then every return is to somewhere else.
+    pub(super) fn expect(&mut self, eip: u32, elsewhere: u64) {
+        match self.env.mode.user() && !self.env.varied.contains(&self.eip) {
+            true => self.e.expect_eip_or_fault(eip),
+            false => self.e.expect_eip(eip, elsewhere),
+        }
     }
 
     pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> Option<()> {
