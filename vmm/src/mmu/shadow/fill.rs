@@ -122,6 +122,8 @@ impl Shadow {
         let replaced = self.frames_written(index, page, count);
         let Some(s) = &mut self.spaces[index] else { return false };
         if !s.window.map(page, frame, count, writable) {
+            // The kernel may have done a part.
+            self.clear(index);
             return false;
         }
         s.refresh(&self.ram, page, count);
