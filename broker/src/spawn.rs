@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -9,9 +10,10 @@ use std::process::{Child, Command, Stdio};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::time::{ClockId, clock_gettime};
-use vmm::launch::{Channel, LaunchConfig, LaunchError, VERSION};
+use vmm::launch::{Channel, DiskConfig, LaunchConfig, LaunchError, VERSION};
 
 use crate::cli::RunOptions;
+use crate::disks::VhostUserBlk;
 use crate::pidfd;
 use crate::resources::Resources;
 
@@ -71,6 +73,7 @@ pub fn spawn(options: &RunOptions, resources: Resources) -> Result<Vmm, SpawnErr
         kernel: inheritable(&resources.kernel)?,
         initrd: resources.initrd.as_ref().map(inheritable).transpose()?,
         console: Some(inheritable(&their_console)?),
+        disks: resources.disks.iter().zip(0..).map(disk).collect::<Result<_, _>>()?,
     };
     // Queued before the process exists: it finds its configuration waiting.
     let channel = Channel::new(control);
@@ -94,6 +97,11 @@ impl Drop for Vmm {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The launch message's words for disk `index`.
+fn disk(((disk, socket), index): (&(VhostUserBlk, UnixStream), usize)) -> Result<DiskConfig, SpawnError> {
+    Ok(DiskConfig { name: format!("disk{index}"), socket: inheritable(socket)?, bounce: disk.bounce })
 }
 
 fn vmm_path() -> Result<PathBuf, SpawnError> {

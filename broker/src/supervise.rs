@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm::launch::{LaunchError, Report, Request};
 use vmm::outcome::Outcome;
+use vmm::virtio::DeviceEvent;
 
 use crate::escape::Action;
 use crate::relay::Relay;
@@ -225,6 +226,13 @@ impl Supervisor {
                 self.stats.insert(0, ("vmm.startup_us".into(), startup_ns / 1000));
             }
             Report::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
+            Report::Device { name, event } => match event {
+                DeviceEvent::Lost(reason) => tracing::error!("{name}: its back end is gone: {reason}"),
+                DeviceEvent::Restored => tracing::info!("{name}: a back end serves it again"),
+                DeviceEvent::NeedsReset(reason) => {
+                    tracing::warn!("{name}: it asked the guest's driver for a reset: {reason}")
+                }
+            },
             Report::Ended { outcome, stats } => {
                 self.outcome = Some(outcome);
                 self.stats.extend(stats);

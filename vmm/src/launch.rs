@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::cpu::CpuModel;
 use crate::outcome::Outcome;
+use crate::virtio::{DeviceEvent, MAX_BOUNCE, MIN_BOUNCE};
 
 /// Version of all messages here. Both programs come from one build, so versions must be equal.
 pub const VERSION: u32 = 2;
@@ -22,6 +23,22 @@ pub const MAX_COMMAND_LINE: usize = 16 << 10;
 pub const MIN_MEMORY: u64 = 1 << 20;
 /// Most guest RAM in bytes: what 36 physical address bits reach, less the PCI hole.
 pub const MAX_MEMORY: u64 = 63 << 30;
+
+/// Most disks.
+pub const MAX_DISKS: usize = 16;
+/// Longest name of a device in bytes.
+pub const MAX_NAME: usize = 32;
+
+/// A disk: a process that speaks vhost-user, behind a connected socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// What messages call it.
+    pub name: String,
+    /// Stream socket, connected to a vhost-user-blk back end.
+    pub socket: RawFd,
+    /// Bytes of its bounce region, a multiple of 4 KiB.
+    pub bounce: u64,
+}
 
 /// Everything the vmm needs to know. Descriptors are inherited across exec and named by number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +67,8 @@ pub struct LaunchConfig {
     pub initrd: Option<RawFd>,
     /// Stream socket that carries the first serial port's bytes both ways.
     pub console: Option<RawFd>,
+    /// Disks, in the order of their PCI slots.
+    pub disks: Vec<DiskConfig>,
 }
 
 /// What the broker asks of a running machine.
@@ -77,6 +96,13 @@ pub enum Report {
     Rebooted {
         /// What caused it.
         cause: String,
+    },
+    /// Something became of a device's process or driver.
+    Device {
+        /// The device's name.
+        name: String,
+        /// What.
+        event: DeviceEvent,
     },
     /// The last message.
     Ended {
@@ -129,13 +155,37 @@ impl LaunchConfig {
         if let Err(error) = self.cpu.parse::<CpuModel>() {
             return invalid(error.to_string());
         }
-        let mut fds: Vec<RawFd> = [Some(self.kernel), self.initrd, self.console].into_iter().flatten().collect();
+        self.validate_disks()?;
+        let named = [Some(self.kernel), self.initrd, self.console].into_iter().flatten();
+        let mut fds: Vec<RawFd> = named.chain(self.disks.iter().map(|disk| disk.socket)).collect();
         if fds.iter().any(|fd| *fd <= libc::STDERR_FILENO) {
             return invalid(format!("descriptors {fds:?}: 0 to 2 are not to be handed over"));
         }
         fds.sort_unstable();
         if fds.windows(2).any(|w| w[0] == w[1]) {
             return invalid(format!("descriptors {fds:?} are not distinct"));
+        }
+        Ok(())
+    }
+}
+
+impl LaunchConfig {
+    fn validate_disks(&self) -> Result<(), LaunchError> {
+        let invalid = |what: String| Err(LaunchError::Invalid(what));
+        if self.disks.len() > MAX_DISKS {
+            return invalid(format!("{} disks: at most {MAX_DISKS} are possible", self.disks.len()));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            let name = &disk.name;
+            if name.is_empty() || name.len() > MAX_NAME || self.disks[..index].iter().any(|d| d.name == *name) {
+                return invalid(format!("a disk named {name:?}: names have 1 to {MAX_NAME} bytes and are distinct"));
+            }
+            if !(MIN_BOUNCE..=MAX_BOUNCE).contains(&disk.bounce) || !disk.bounce.is_multiple_of(4096) {
+                return invalid(format!(
+                    "a bounce region of {} bytes for {name}: 1 MiB to 1 GiB in steps of 4 KiB",
+                    disk.bounce
+                ));
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use vmm::boot::{BootError, Image, Payload};
 use vmm::cpu::{CpuModel, SelectionError};
 use vmm::inherit::{Inherited, NotInherited};
 use vmm::launch::{Channel, LaunchConfig, LaunchError, Report};
-use vmm::machine::{Machine, MachineError, Parts};
+use vmm::machine::{Disk, Machine, MachineError, Parts};
 use vmm::outcome::{self, Outcome, cause_chain};
 
 /// Why the machine was not started.
@@ -61,10 +61,15 @@ fn control_descriptor() -> Result<RawFd, StartError> {
 /// Starts and runs what the launch message says. The outcome has been reported when this returns.
 fn start(control: Channel, mut inherited: Inherited) -> Outcome {
     let config = control.receive::<LaunchConfig>().and_then(|config| config.validate().map(|()| config));
-    let (payload, console, cpu, config) = match config.map_err(StartError::from).and_then(|config| {
+    let (payload, console, cpu, disks, config) = match config.map_err(StartError::from).and_then(|config| {
         let payload = prepare(&config, &mut inherited)?;
         let console = config.console.map(|fd| inherited.take(fd)).transpose()?;
-        Ok((payload, console, config.cpu.parse::<CpuModel>()?, config))
+        let disks = config.disks.iter().map(|disk| {
+            let socket = inherited.take(disk.socket)?;
+            Ok(Disk { name: disk.name.clone(), socket, bounce: disk.bounce })
+        });
+        let disks = disks.collect::<Result<Vec<_>, NotInherited>>()?;
+        Ok((payload, console, config.cpu.parse::<CpuModel>()?, disks, config))
     }) {
         Ok(prepared) => prepared,
         Err(error) => return failed(&control, &error),
@@ -73,7 +78,7 @@ fn start(control: Channel, mut inherited: Inherited) -> Outcome {
     let engine = config.engine.clone();
     let (memory, no_reboot, started_ns) = (config.memory, config.no_reboot, config.started_ns);
     let control = Arc::new(control);
-    let parts = Parts { memory, payload, engine, cpu, console, control: control.clone(), no_reboot, started_ns };
+    let parts = Parts { memory, payload, engine, cpu, console, disks, control: control.clone(), no_reboot, started_ns };
     match Machine::new(parts) {
         Ok(machine) => machine.run(config.stats),
         Err(error) => failed(&control, &error.into()),

@@ -63,15 +63,15 @@ impl Model {
         self.sum = self.sum.wrapping_mul(3).wrapping_add(value).wrapping_add(entry);
     }
 
-    fn round(&mut self, edi: u32) {
-        self.a = edi;
+    fn round(&mut self, value: u32) {
+        self.a = value;
         self.note(self.a, A | 0x67);
         self.note(self.a, A | 0x27);
         self.note(self.b, B | 0x27);
-        self.b = edi;
+        self.b = value;
         self.note(self.b, B | 0x67);
         self.note(self.b, B | 0x65);
-        self.b = edi;
+        self.b = value;
         self.note(self.b, B | 0x67);
     }
 }

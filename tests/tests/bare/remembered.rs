@@ -7,6 +7,9 @@ use tests::bare::runtime::SAVED;
 use tests::bare::tables::{descriptor, pte};
 use tests::bare::{Bare, Emit, at, sel};
 
+/// Code that a test runs.
+type Part = fn(&mut Bare) -> Emit;
+
 /// The descriptor that changes.
 const CHANGING: u32 = 0x40;
 /// Where it lies.
@@ -51,7 +54,7 @@ fn set_base(b: &mut Bare) -> Emit {
 #[test]
 fn bases_change() -> Outcome {
     let sum = (0..32u32).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(1 + i / 4));
-    let ways: [(&str, fn(&mut Bare) -> Emit); 4] = [
+    let ways: [(&str, Part); 4] = [
         ("mov", |b| b.asm.mov(fs, eax)),
         ("mov memory", |b| {
             b.asm.mov(dword_ptr(at::SCRATCH), eax)?;
@@ -183,7 +186,7 @@ fn seen(b: &mut Bare, name: &str) -> Emit {
 /// Another table, by LGDT and by page tables, with and without global entries, under two- and three-level paging.
 #[test]
 fn tables_change() -> Outcome {
-    let spaces: [(&str, u32, fn(&mut Bare) -> Emit); 2] = [
+    let spaces: [(&str, u32, Part); 2] = [
         ("two levels", pte(at::GDT), Bare::page_4k),
         ("three levels", at::PDPT + 0x2000 + (at::GDT >> 9), Bare::page_pae),
     ];

@@ -16,7 +16,12 @@ fn config() -> LaunchConfig {
         kernel: 5,
         initrd: Some(6),
         console: Some(7),
+        disks: vec![disk("disk0", 8), disk("disk1", 9)],
     }
+}
+
+fn disk(name: &str, socket: RawFd) -> DiskConfig {
+    DiskConfig { name: name.into(), socket, bounce: 8 << 20 }
 }
 
 fn channels() -> (Channel, Channel) {
@@ -69,5 +74,10 @@ fn nonsense_is_refused() {
     assert!(wrong(|c| c.memory = (16 << 20) + 1).contains("4 KiB"));
     assert!(wrong(|c| c.kernel = 6).contains("distinct"));
     assert!(wrong(|c| c.kernel = -1).contains("handed over"));
+    assert!(wrong(|c| c.disks[1].socket = 8).contains("distinct"));
+    assert!(wrong(|c| c.disks[1].name = "disk0".into()).contains("distinct"));
+    assert!(wrong(|c| c.disks[0].name = "x".repeat(MAX_NAME + 1)).contains("32 bytes"));
+    assert!(wrong(|c| c.disks[0].bounce = 4096).contains("bounce"));
+    assert!(wrong(|c| c.disks = (0..17).map(|i| disk(&i.to_string(), 20 + i)).collect()).contains("17 disks"));
     assert!(wrong(|c| c.command_line = "x".repeat(MAX_COMMAND_LINE + 1)).contains("command line"));
 }

@@ -6,6 +6,7 @@
 
 mod alarm;
 mod console;
+mod disks;
 mod io;
 mod kick;
 
@@ -20,9 +21,12 @@ use crate::chipset::{Board, BoardConfig, BoardEvent, Clock, Hook, Hooks};
 use crate::cpu::{CpuModel, CpuState, Lines, Vcpu, eflags, host_tsc, seg};
 use crate::engine::{self, Engine, EngineError, Exit};
 use crate::launch::{Channel, Report};
-use crate::mmu::{Flush, GuestRam, RamError};
+use crate::mmu::{FRAME_SIZE, Flush, GuestRam, RamError};
 use crate::outcome::{Outcome, cause_chain};
+use crate::virtio::{Dma, VirtioPci};
 use console::Console;
+use disks::Host;
+pub use disks::{Disk, DiskError};
 use io::Shared;
 
 /// A20 masked: address bit 20 reads as zero.
@@ -40,6 +44,8 @@ pub enum MachineError {
     Boot(#[from] BootError),
     #[error("making the machine's own timers and wake-ups")]
     Host(#[from] nix::Error),
+    #[error("attaching a disk")]
+    Disk(#[from] DiskError),
     #[error("starting the I/O thread")]
     Thread(#[source] std::io::Error),
 }
@@ -56,6 +62,8 @@ pub struct Parts {
     pub cpu: CpuModel,
     /// The first serial port's stream socket.
     pub console: Option<OwnedFd>,
+    /// Disks, in the order of their slots.
+    pub disks: Vec<Disk>,
     /// Requests in, reports out.
     pub control: Arc<Channel>,
     /// A reset ends the machine.
@@ -74,6 +82,7 @@ pub struct Machine {
     shared: Arc<Shared>,
     control: Arc<Channel>,
     console: Option<Console>,
+    devices: Vec<Arc<VirtioPci>>,
     no_reboot: bool,
     started_ns: u64,
     counters: Counters,
@@ -96,6 +105,8 @@ impl Machine {
         let lines = Arc::new(Lines::default());
         let shared = Arc::new(Shared::new(lines.clone())?);
         let board = Self::board(&ram, &lines, &shared);
+        let host = Host { ram: &ram, board: &board, lines: &lines, control: &parts.control };
+        let devices = disks::attach(parts.disks, &host)?;
         let mut vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
         vcpu.model = parts.cpu;
         let mut machine = Self {
@@ -107,6 +118,7 @@ impl Machine {
             shared,
             control: parts.control,
             console: Some(Console::new(parts.console)?),
+            devices,
             no_reboot: parts.no_reboot,
             started_ns: parts.started_ns,
             counters: Counters::default(),
@@ -246,7 +258,18 @@ impl Machine {
                 return ended;
             }
         }
+        self.serve_devices();
         self.shared.stopped().then_some(Outcome::Stopped)
+    }
+
+    /// Lets devices work on guest RAM, which nothing else does at this moment, and has the engine look at what they
+    /// wrote before it runs again.
+    fn serve_devices(&mut self) {
+        let mut dma = Dma::new(&self.ram);
+        self.devices.iter().for_each(|device| device.serve(&mut dma));
+        for frame in dma.into_code_frames() {
+            self.engine.invalidate(&mut self.vcpu, frame, frame + FRAME_SIZE as u64);
+        }
     }
 
     fn set_a20(&mut self, open: bool) {
