@@ -5,6 +5,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
+use super::fault::TRAP_PAGE_FAULT;
 use super::link::{Entry, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
 use super::{MAX_LEARNT, Translator, decode, execute, translate};
@@ -16,8 +17,6 @@ use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation
 const DEVICE_FAULTS: u32 = 4;
 /// Times that a block or the code after a call is come to for another EIP before it expects that.
 const TRIPS: u32 = 6;
-/// Host trap number of a page fault.
-const TRAP_PAGE_FAULT: u32 = 14;
 /// Host page-fault error bit: the access was a write.
 const ERROR_WRITE: u64 = 2;
 
@@ -353,7 +352,7 @@ impl Translator {
         self.save(vcpu);
         vcpu.state.eip = origin.eip;
         vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
-        if self.returns.is_guard(self.context.fault_address) {
+        if self.context.fault_trap == TRAP_PAGE_FAULT && self.returns.is_guard(self.context.fault_address) {
             return Ok(false);
         }
         let located = self.shadow.locate(self.context.fault_address);

@@ -20,6 +20,8 @@ use super::trampoline::Trampolines;
 use super::tripwire;
 use crate::cpu::Lines;
 
+/// Host trap number of a page fault.
+pub const TRAP_PAGE_FAULT: u32 = 14;
 /// Host EFLAGS.TF.
 const TF: i64 = 0x100;
 
@@ -132,7 +134,9 @@ extern "C" fn on_fault(signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut 
         context.fault_trap = registers[libc::REG_TRAPNO as usize] as u32;
         context.fault_address = registers[libc::REG_CR2 as usize] as u64;
         context.fault_error = registers[libc::REG_ERR as usize] as u64;
-        if tripwire::is_tripped(context.tripwire, context.fault_address) {
+        // CR2 is an old one unless this is a page fault.
+        let page_fault = context.fault_trap == TRAP_PAGE_FAULT;
+        if page_fault && tripwire::is_tripped(context.tripwire, context.fault_address) {
             context.site = SITE_TRIPPED;
             context.branch = registers[libc::REG_R8 as usize] as u32;
         }
