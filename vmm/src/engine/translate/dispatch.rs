@@ -352,7 +352,7 @@ impl Translator {
         self.save(vcpu);
         vcpu.state.eip = origin.eip;
         vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
-        if self.returns.is_guard(self.context.fault_address) {
+        if self.context.fault_trap == TRAP_PAGE_FAULT && self.returns.is_guard(self.context.fault_address) {
             return Ok(false);
         }
         let located = self.shadow.locate(self.context.fault_address);

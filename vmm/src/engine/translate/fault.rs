@@ -138,7 +138,9 @@ extern "C" fn on_fault(signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut 
             _ => 0,
         };
         context.fault_error = registers[libc::REG_ERR as usize] as u64;
-        if tripwire::is_tripped(context.tripwire, context.fault_address) {
+        // CR2 is an old one unless this is a page fault.
+        let page_fault = context.fault_trap == TRAP_PAGE_FAULT;
+        if page_fault && tripwire::is_tripped(context.tripwire, context.fault_address) {
             context.site = SITE_TRIPPED;
             context.branch = registers[libc::REG_R8 as usize] as u32;
         }
