@@ -97,6 +97,8 @@ pub struct Context {
     pub fault_address: u64,
     /// Hardware error code of that fault.
     pub fault_error: u64,
+    /// Where the last step towards a boundary began.
+    pub stepped: u64,
     /// Base of the segment of the last x87 memory operand, where that segment has one.
     pub x87_base: u32,
     /// Outcomes of instructions that change segments or privilege.
