@@ -70,7 +70,8 @@ impl Hostile {
     /// Completes what it was given, more or less as it should be, so that the front end goes on.
     fn complete(&mut self, session: &mut Session) {
         let Some(taken) = self.taken.pop() else { return };
-        let room: u32 = taken.writable.iter().map(|(_, length)| length).sum();
+        // The lengths are what it wrote over them itself, perhaps.
+        let room = taken.writable.iter().fold(0u32, |sum, (_, length)| sum.saturating_add(*length));
         if let Some((status, _)) = taken.writable.last() {
             session.write(*status, &[self.rng.random_range(0..3)]);
         }
