@@ -100,6 +100,9 @@ impl Bell {
 
     /// Ends the connection: shuts its sockets down and listens to it no more.
     pub fn release(&self) {
+        // Also where the connection is over already: a deadline set since, by a reset that did not know of that yet, would
+        // be held against the next one.
+        *lock(&self.deadlines) = [None; 2];
         let Some(guarded) = lock(&self.guarded).take() else { return };
         for fd in guarded.sockets.iter().chain(&guarded.calls) {
             // Closing does not leave the epoll set while the device holds the same file.
@@ -108,7 +111,6 @@ impl Bell {
         for socket in &guarded.sockets {
             let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
         }
-        *lock(&self.deadlines) = [None; 2];
     }
 
     /// Gives the device `time` for something.

@@ -277,20 +277,22 @@ fn obey(command: Command, current: u64, connection: &mut Connection, port: &Port
     Ok(())
 }
 
-/// Serves requests of the device's own. The channel is watched edge-triggered, so all that is there is taken, but
-/// slowly: no configuration changes more often, and a device that keeps announcing runs into the watchdog.
+/// Serves requests of the device's own, if there are any: the command may be of a connection before this one. The channel
+/// is watched edge-triggered, so all that is there is taken, but slowly: no configuration changes more often, and a device
+/// that keeps announcing runs into the watchdog.
 fn listen(serial: u64, connection: &mut Connection, port: &Port) -> Done {
     let failed = |error: &dyn std::error::Error| (serial, cause_chain(error));
     let Some(requests) = &mut connection.requests else { return Ok(()) };
-    loop {
+    let mut served = false;
+    while poll(&mut [PollFd::new(borrow(requests), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    {
         requests.handle_request().map_err(|e| failed(&e))?;
         std::thread::sleep(CONFIG_PAUSE);
-        let mut more = [PollFd::new(borrow(requests), PollFlags::POLLIN)];
-        if poll(&mut more, PollTimeout::ZERO).is_ok_and(|ready| ready == 0) {
-            break;
-        }
+        served = true;
     }
-    let config = connection.config().map_err(|e| failed(&e))?;
-    port.post(Event::Config { serial, config });
+    if served {
+        let config = connection.config().map_err(|e| failed(&e))?;
+        port.post(Event::Config { serial, config });
+    }
     Ok(())
 }
