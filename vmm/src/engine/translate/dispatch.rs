@@ -1,24 +1,22 @@
 //! One turn of the engine's loop: events, mode, block, run, and what to do about the way it ended.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+mod blocks;
+mod faults;
+mod routes;
+mod x87;
 
-use super::block::{Block, Key, Leave, Point, Site};
-use super::cache::SEGMENTS;
+pub use faults::Awaited;
+use routes::Route;
+pub use routes::Routes;
+use x87::X87Last;
+
+use super::block::{Key, Leave, Point};
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
-use super::fault::TRAP_PAGE_FAULT;
-use super::link::{Entry, Page};
-use super::mode::{HOST_FLAGS, Mode, SegmentClass};
-use super::{MAX_LEARNT, Translator, decode, execute, translate};
+use super::mode::{HOST_FLAGS, Mode};
+use super::{Translator, execute};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
-use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation, peek, walk};
-
-/// Faults of one instruction into devices after which it is interpreted without trying.
-const DEVICE_FAULTS: u32 = 4;
-/// Times that a block or the code after a call is come to for another EIP before it expects that.
-const TRIPS: u32 = 6;
-/// Host page-fault error bit: the access was a write.
-const ERROR_WRITE: u64 = 2;
+use crate::mmu::{Access, Rights, walk};
 
 /// What the context's windows are set up for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,54 +27,6 @@ pub struct Active {
     code_window: usize,
     /// [`Shadow::version`](crate::mmu::Shadow::version) then.
     version: u64,
-}
-
-/// A guest page fault that is being handled, and what was to be accessed.
-#[derive(Clone, Copy)]
-pub struct Awaited {
-    eip: u32,
-    cr3: u32,
-    cpl: u8,
-    rights: Rights,
-    linear: u32,
-    write: bool,
-}
-
-/// How to get to a block again without asking anyone.
-#[derive(Clone, Copy)]
-struct Route {
-    active: Active,
-    target: u64,
-    window: u64,
-    quarters: [u64; 4],
-    branches: u64,
-}
-
-/// Entries of [`Routes`].
-const ROUTES: usize = 2048;
-
-/// Where execution recently went on after an exit, by guest EIP.
-pub struct Routes(Box<[Option<(u32, u64, Route)>]>);
-
-impl Routes {
-    /// No routes.
-    pub fn new() -> Self {
-        Self(vec![None; ROUTES].into())
-    }
-
-    fn index(eip: u32, mode: Mode, cr3: u32) -> usize {
-        (eip ^ eip >> 11 ^ cr3 >> 12 ^ (mode.user() as u32) << 5) as usize % ROUTES
-    }
-
-    fn find(&self, eip: u32, mode: Mode, cr3: u32, version: u64) -> Option<Route> {
-        let (at, made, route) = self.0[Self::index(eip, mode, cr3)]?;
-        let same = at == eip && made == version && route.active.mode == mode && route.active.cr3 == cr3;
-        same.then_some(route)
-    }
-
-    fn add(&mut self, eip: u32, version: u64, route: Route) {
-        self.0[Self::index(eip, route.active.mode, route.active.cr3)] = Some((eip, version, route));
-    }
 }
 
 impl Translator {
@@ -144,18 +94,6 @@ impl Translator {
         self.go(vcpu)
     }
 
-    /// The start of the block for `key`, translated if need be; the table leads there from now on.
-    fn head(&mut self, vcpu: &mut Vcpu, active: Active, key: Key, t: &Translation) -> Entry {
-        let id = match self.registry.find(&key) {
-            Some(id) if self.second_page_holds(vcpu, active, id) => id,
-            _ => self.translate(vcpu, key, t),
-        };
-        let block = self.registry.block(id);
-        let main = block.start + block.main as u64;
-        self.tables.insert((active.code_window, key.mode), key.eip, block.start, main);
-        Entry { block: id, offset: block.main }
-    }
-
     /// A way to the block at EIP that was taken before and is still right.
     fn route(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Option<Route> {
         let (eip, cr3) = (vcpu.state.eip, vcpu.state.cr3);
@@ -171,25 +109,6 @@ impl Translator {
     /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
     pub(super) fn version(&self) -> u64 {
         self.generation + self.table_drops + self.shadow.version()
-    }
-
-    /// True unless block `id` runs over into a page that is no longer where it was.
-    fn second_page_holds(&mut self, vcpu: &Vcpu, active: Active, id: u32) -> bool {
-        let block = self.registry.block(id);
-        let Some(second) = block.second else { return true };
-        let (next, user) = ((block.key.eip & !0xfff).wrapping_add(0x1000), block.key.mode.user());
-        let now = walk(&vcpu.mmu.ram, &vcpu.state, next, Access::Execute, user);
-        match now {
-            Ok(t) if t.gpa == second => {
-                self.shadow.note_executed(&vcpu.state, active.code_window, next, second, t.global);
-                true
-            }
-            _ => {
-                self.registry.invalidate(&mut self.cache, id);
-                self.purge();
-                false
-            }
-        }
     }
 
     /// Runs emitted code from `context.target`, and again while all that stopped it was a page to map.
@@ -250,55 +169,6 @@ impl Translator {
         }
     }
 
-    /// The code at `fault_rip` was come to for another EIP than its own. Where that happens often, it is translated so
-    /// that it costs less.
-    fn tripped(&mut self) {
-        self.stats.exits_tripped += 1;
-        let at = self.context.fault_rip;
-        let Some(id) = self.registry.containing(at) else { panic!("tripped at {at:#x}, which no block holds") };
-        let block = self.registry.block(id);
-        let eip = block.origin(at).map_or(block.key.eip, |o| o.eip);
-        if self.trips.len() + self.varied.len() > MAX_LEARNT {
-            self.trips.clear();
-            self.varied.clear();
-        }
-        let count = self.trips.entry(eip).or_default();
-        *count += 1;
-        if *count >= TRIPS {
-            self.trips.remove(&eip);
-            self.varied.insert(eip);
-            self.stats.learnt_varied += 1;
-            self.registry.invalidate(&mut self.cache, id);
-            self.purge();
-        }
-    }
-
-    /// The x87 instruction pointer was saved as the host's: makes it the guest's. FCS and FDS read as zero, as on
-    /// processors that deprecate them. Where the host has saved an opcode or an address since `before`, they are of the
-    /// emitted instruction, with registers renamed and segment bases added: the guest's code tells the rest.
-    fn conceal(&mut self, vcpu: &mut Vcpu, before: X87Last) {
-        let last = X87Last::of(vcpu);
-        let start = self.cache.start();
-        let at = start.wrapping_add((last.instruction as u32).wrapping_sub(start as u32) as u64);
-        let block = self.registry.containing(at).map(|id| self.registry.block(id));
-        let eip = block.and_then(|b| b.origin(at)).map_or(0, |o| o.eip);
-        let mut guest = X87Last { instruction: eip as u64, ..last };
-        // FOP is saved only where an exception is not masked; else it stays, or is zero after FNINIT.
-        let emitted = block.map(|b| (b.start + b.length as u64).saturating_sub(at).min(15) as usize);
-        let emitted = emitted.and_then(|length| x87_opcode(&self.cache.read(at, length)));
-        let opcode = (last.opcode != before.opcode || last.pending) && Some(last.opcode) == emitted;
-        let address = last.address != before.address && last.address != 0;
-        if (opcode || address)
-            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, &b, eip))
-        {
-            guest.opcode = if opcode { code } else { last.opcode };
-            let mode = block.map(|b| b.key.mode.segment(insn.memory_segment().number() % 6));
-            let based = address && mode == Some(SegmentClass::Based);
-            guest.address = last.address.wrapping_sub(if based { self.context.x87_base } else { 0 });
-        }
-        guest.put(vcpu);
-    }
-
     /// Emitted code left through exit site `index`.
     fn leave(&mut self, vcpu: &mut Vcpu, index: u32) -> Flow<()> {
         self.save(vcpu);
@@ -346,96 +216,6 @@ impl Translator {
             self.registry.keep_prepared(index, prepared);
         }
         self.interp.step(vcpu)
-    }
-
-    /// A host fault left emitted code. Some if `context` is set up to try again: what kind of place it happened at.
-    fn fault(&mut self, vcpu: &mut Vcpu) -> Flow<Option<Point>> {
-        self.stats.exits_fault += 1;
-        let at = self.context.fault_rip;
-        let id = self.registry.containing(at);
-        let origin = id.and_then(|id| self.registry.block(id).origin(at));
-        let (Some(id), Some(origin)) = (id, origin) else {
-            panic!(
-                "host trap {} at {at:#x}, address {:#x}, belongs to no guest instruction",
-                self.context.fault_trap, self.context.fault_address
-            );
-        };
-        self.save(vcpu);
-        vcpu.state.eip = origin.eip;
-        vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
-        let restart = self.registry.block(id).restart(at);
-        let shadowed = restart.is_some_and(|r| r.point == Point::Shadowed);
-        if shadowed {
-            // Whatever is pending, or becomes so before this instruction runs again, waits for it.
-            vcpu.state.shadow = InterruptShadow::Sti;
-        }
-        if self.context.fault_trap == TRAP_PAGE_FAULT && self.returns.is_guard(self.context.fault_address) {
-            return Ok(None);
-        }
-        let located = self.shadow.locate(self.context.fault_address);
-        let Some((window, linear)) = located.filter(|_| self.context.fault_trap == TRAP_PAGE_FAULT) else {
-            return self.interpret(vcpu).map(|_| None);
-        };
-        let write = self.context.fault_error & ERROR_WRITE != 0;
-        let evicted = self.shadow.stats.windows_evicted;
-        let resolution = self.shadow.resolve(&vcpu.state, window, linear, write);
-        if self.shadow.stats.windows_evicted != evicted {
-            // One of the windows in use may be gone.
-            self.active = None;
-        }
-        match resolution {
-            Resolution::Mapped if self.active.is_none() || shadowed => Ok(None),
-            Resolution::Mapped => {
-                let block = self.registry.block(id);
-                let Some(restart) = restart else { return Ok(None) };
-                self.context.target = block.start + restart.offset as u64;
-                if block.fp {
-                    // Leaving saved the state that the rest of the block takes to be loaded.
-                    self.context.resume = std::mem::replace(&mut self.context.target, self.trampolines.resume_fp);
-                }
-                self.context.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_sub(restart.esp_delta as u32);
-                Ok(Some(origin.point))
-            }
-            Resolution::CodeWrite => {
-                self.stats.code_stores += 1;
-                self.interpret(vcpu).map(|_| None)
-            }
-            Resolution::Interpret => {
-                self.learn(vcpu, id, origin.eip, window, linear);
-                self.interpret(vcpu).map(|_| None)
-            }
-        }
-    }
-
-    /// Remembers what the instruction at `eip` does, if that calls for other code.
-    fn learn(&mut self, vcpu: &mut Vcpu, id: u32, eip: u32, window: usize, linear: u32) {
-        let user = vcpu.state.cpl == 3;
-        // Only a look: the access may be about to fault, and then accessed bits stay as they are.
-        let Some(t) = peek(&vcpu.mmu.ram, &vcpu.state, linear, user) else { return };
-        if self.dynamic.len() + self.device_faults.len() > MAX_LEARNT {
-            self.dynamic.clear();
-            self.device_faults.clear();
-            self.interpreted.clear();
-        }
-        let rights = self.shadow.rights(window);
-        if vcpu.mmu.ram.offset_of(t.gpa).is_none() {
-            let count = self.device_faults.entry(eip).or_default();
-            *count += 1;
-            if *count >= DEVICE_FAULTS {
-                // Another block may hold the instruction too: each is made anew when it comes here.
-                self.stats.learnt_interpreted += self.interpreted.insert(eip) as u64;
-                self.registry.invalidate(&mut self.cache, id);
-                self.purge();
-            }
-        } else if rights == Some(Rights::Kernel) && linear < KERNEL_SPLIT {
-            self.stats.learnt_dynamic += self.dynamic.insert(eip) as u64;
-            self.registry.invalidate(&mut self.cache, id);
-            self.purge();
-        } else if !user && matches!(rights, Some(Rights::User(_))) && !t.user {
-            // A supervisor page in the lower part: this address space needs a window of its own for the supervisor.
-            self.shadow.window(&vcpu.state, Rights::Low(vcpu.state.cr3));
-            self.active = None;
-        }
     }
 
     /// Sets up the context's windows for `mode`.
@@ -500,111 +280,6 @@ impl Translator {
         }
     }
 
-    /// Notes that the page of `key`, which is mapped as `t`, is executed.
-    fn note_executed(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation) {
-        self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
-        self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
-    }
-
-    /// Links exit site `site` to `entry`, in a page mapped as `t`, if nothing can come between them unnoticed.
-    fn link(&mut self, site: u32, entry: Entry, t: &Translation) {
-        let Some(Site { block, leave: Leave::Direct { eip, .. } }) = self.registry.site(site) else { return };
-        let (from, to) = (self.registry.block(block), self.registry.block(entry.block));
-        let at = if entry.offset == to.main {
-            Some(to.key.eip)
-        } else {
-            to.origin(to.start + entry.offset as u64).map(|o| o.eip)
-        };
-        if at != Some(eip) {
-            // An interrupt came between.
-            return;
-        }
-        let same_page = (from.key.eip ^ to.key.eip) & !0xfff == 0 && (from.key.gpa ^ to.key.gpa) & !0xfff == 0;
-        let fixed = !to.key.mode.paging() || (!to.key.mode.user() && t.global && from.global && to.global);
-        let same_page = same_page && to.second.is_none() && from.second.is_none();
-        if from.live && from.key.mode == to.key.mode && (same_page || fixed) {
-            self.registry.link(&mut self.cache, site, entry);
-        }
-    }
-
-    /// Links the exits of the new block `id` to what its page already has translations of.
-    fn link_inside(&mut self, id: u32) {
-        let block = self.registry.block(id);
-        let (key, fp, sites) = (block.key, block.fp, block.sites);
-        if block.second.is_some() {
-            return;
-        }
-        for site in sites.0..sites.0 + sites.1 {
-            let Some(Site { leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { continue };
-            let target = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
-            if (eip ^ key.eip) & !0xfff == 0
-                && let Some(entry) = self.registry.entry(&target, fp)
-            {
-                self.registry.link(&mut self.cache, site, entry);
-            }
-        }
-    }
-
-    /// Translates the block for `key`.
-    fn translate(&mut self, vcpu: &mut Vcpu, key: Key, t: &Translation) -> u32 {
-        for _ in 0..SEGMENTS {
-            if self.registry.is_full() {
-                self.evict(vcpu);
-            }
-        }
-        self.watch(vcpu, key.gpa & !0xfff);
-        self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
-        self.decode(vcpu, key);
-        let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
-        let page = Page { global: t.global, second: self.trace.second };
-        loop {
-            // Making room may have ended this.
-            self.watch(vcpu, key.gpa & !0xfff);
-            page.second.into_iter().for_each(|second| self.watch(vcpu, second));
-            self.emitter.restart(self.cache.next());
-            let environment = translate::Environment {
-                mode: key.mode,
-                trampolines: &self.trampolines,
-                dynamic: &self.dynamic,
-                interpreted: &self.interpreted,
-                varied: &self.varied,
-                fixed,
-                first_site: self.registry.next_site(),
-            };
-            translate::translate(&mut self.emitter, &self.trace, &environment, &mut self.translation);
-            let length = self.emitter.code.len() as u32;
-            if let Some(start) = self.cache.append(&self.emitter.code) {
-                self.stats.blocks += 1;
-                self.stats.guest_instructions += self.trace.instructions.len() as u64;
-                self.stats.host_bytes += length as u64;
-                let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), page, &self.translation);
-                self.link_inside(id);
-                self.check_block(id);
-                return id;
-            }
-            self.evict(vcpu);
-        }
-    }
-
-    /// Decodes the trace for `key`, whose frame is known, up to what is translated already.
-    fn decode(&mut self, vcpu: &Vcpu, key: Key) {
-        let registry = &self.registry;
-        let Some(frame) = registry.frame(key.gpa & !0xfff) else { return };
-        let known = |eip: u32| {
-            let key = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
-            registry.entry(&key, false).is_some()
-        };
-        decode::decode(vcpu, key.eip, &frame.bytes, known, &mut self.trace);
-    }
-
-    /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
-    fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
-        if self.registry.frame(gpa).is_none() {
-            vcpu.mmu.watch_code(gpa);
-            self.shadow.protect_frame(gpa);
-        }
-    }
-
     /// Copies state into the context.
     fn load(&mut self, vcpu: &Vcpu) {
         let (c, s) = (&mut self.context, &vcpu.state);
@@ -632,62 +307,4 @@ impl Translator {
         }
         vcpu.state.eflags = c.system_flags | c.interrupts | (c.flags as u32 & HOST_FLAGS);
     }
-}
-
-/// What an XSAVE area says of the last x87 instruction (SDM vol. 1, table 10-2).
-#[derive(Clone, Copy)]
-struct X87Last {
-    /// FOP: the low three bits of the first opcode byte, then the second.
-    opcode: u16,
-    /// FIP and FCS.
-    instruction: u64,
-    /// FDP.
-    address: u32,
-    /// FSW.ES: an exception is not masked.
-    pending: bool,
-}
-
-impl X87Last {
-    fn of(vcpu: &Vcpu) -> Self {
-        let area = &vcpu.state.xsave.0;
-        let (mut instruction, mut address) = ([0; 8], [0; 4]);
-        instruction.copy_from_slice(&area[8..16]);
-        address.copy_from_slice(&area[16..20]);
-        Self {
-            opcode: u16::from_le_bytes([area[6], area[7]]),
-            instruction: u64::from_le_bytes(instruction),
-            address: u32::from_le_bytes(address),
-            pending: area[2] & 0x80 != 0,
-        }
-    }
-
-    fn put(self, vcpu: &mut Vcpu) {
-        let area = &mut vcpu.state.xsave.0;
-        area[6..8].copy_from_slice(&self.opcode.to_le_bytes());
-        area[8..16].copy_from_slice(&self.instruction.to_le_bytes());
-        area[16..20].copy_from_slice(&self.address.to_le_bytes());
-        area[20..24].fill(0);
-    }
-}
-
-/// The x87 instruction at `eip`, which `block` translates, and its FOP.
-fn guest_instruction(ram: &GuestRam, block: &Block<'_>, eip: u32) -> Option<(Instruction, u16)> {
-    let mut bytes = [0; 15];
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        let at = eip.wrapping_add(i as u32);
-        // Only the only instruction of a block can run over into the second page.
-        let page = if (at ^ block.key.eip) & !0xfff == 0 { Some(block.key.gpa & !0xfff) } else { block.second };
-        let mut one = [0];
-        if page.is_some_and(|p| ram.read(p | (at & 0xfff) as u64, &mut one)) {
-            *byte = one[0];
-        }
-    }
-    let insn = Decoder::with_ip(32, &bytes, eip as u64, DecoderOptions::NONE).decode();
-    Some((insn, x87_opcode(&bytes)?))
-}
-
-/// FOP of the x87 instruction that `bytes` start with: all that comes before D8 to DF are prefixes.
-fn x87_opcode(bytes: &[u8]) -> Option<u16> {
-    let first = bytes.iter().position(|b| b & 0xf8 == 0xd8)?;
-    Some((bytes[first] as u16 & 7) << 8 | *bytes.get(first + 1)? as u16)
 }
