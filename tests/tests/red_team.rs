@@ -19,7 +19,8 @@ const NOBODY: u32 = 65534;
 fn lead(role: Role, strength: Strength, calls: &[usize], user: Option<u32>) -> Vec<Finding> {
     let directory = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
     let program = directory.path().join("red_team");
-    fs::copy(env!("CARGO_BIN_EXE_red_team"), &program).unwrap();
+    // A copy written by this process could not be executed while another thread's child, just forked, still held it.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_red_team")).arg(&program).status().unwrap().success());
     let mut command = Command::new(&program);
     command.args(["lead", role.name(), strength.word()]).args(calls.iter().map(ToString::to_string));
     command.current_dir("/").stdin(Stdio::null());
