@@ -57,7 +57,13 @@ impl Verified {
         let mut threads = BTreeMap::new();
         for (name, _) in entries(&format!("/proc/{pid}/task"))? {
             let path = format!("/proc/{pid}/task/{name}/status");
-            threads.insert(number(&path, &name)?, Status::parse(&read(&path)?, &path)?);
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    threads.insert(number(&path, &name)?, Status::parse(&text, &path)?);
+                }
+                Err(e) if has_ended(&e) => {}
+                Err(source) => return Err(VerifyError::Read { path, source }),
+            }
         }
         let path = format!("/proc/{pid}/fd");
         let mut descriptors = BTreeMap::new();
@@ -105,6 +111,12 @@ impl Verified {
         }
         findings
     }
+}
+
+/// A thread may end between the listing and the look at it: ENOENT when its directory is gone, ESRCH when only it is
+/// (proc(5)). A whole process that ended is noticed by the looks that follow.
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// The names in a directory, with what each links to ("" if it is no link).
@@ -181,6 +193,22 @@ fn core_limit(pid: Pid) -> Result<String, VerifyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A look at a process whose threads come and go is a look all the same.
+    #[test]
+    fn threads_may_end_while_they_are_looked_at() {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::thread::spawn(|| ()).join().unwrap();
+                }
+            });
+            let looks: Vec<_> = (0..200).map(|_| Verified::of(Pid::this()).map(|seen| seen.threads.len())).collect();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(looks.iter().all(|look| matches!(look, Ok(2..))), "{looks:?}");
+        });
+    }
 
     /// A process that is not confined at all: the verifier itself.
     #[test]
