@@ -61,6 +61,9 @@ impl Seat {
     /// Nanoseconds of every system operation, by name.
     pub fn operations(&mut self, milliseconds: u32) -> io::Result<Vec<(String, u64)>> {
         let text = self.run(&format!("system {milliseconds}"))?;
+        if let Some(line) = text.lines().find(|line| line.contains(" failed")) {
+            return Err(io::Error::other(format!("sysbench: {line}")));
+        }
         let pairs = text.lines().filter_map(|line| line.split_once(' '));
         Ok(pairs.filter_map(|(name, time)| Some((name.to_owned(), time.trim().parse().ok()?))).collect())
     }

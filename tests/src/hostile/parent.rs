@@ -13,8 +13,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Failures told before giving up.
 const MAX_FAILURES: usize = 10;
 
-/// Runs children until `budget` is spent. Each gets its kind as its argument and, in the environment, the seed and the number of its
-/// first case; it prints `case N` before each case, and `tally name=count…` at its end.
+/// Runs children until `budget` is spent. Each gets its kind as its argument and, in the environment, the seed and the
+/// number of its first case; it prints `case N` before each case, and `tally name=count…` at its end.
 pub struct Parent<'a> {
     /// The program that is the child.
     pub program: &'a Path,
