@@ -21,6 +21,7 @@ pub mod lock;
 pub mod modules;
 pub mod monitor;
 pub mod oracle;
+pub mod process;
 pub mod red_team;
 pub mod script;
 pub mod vhost;
