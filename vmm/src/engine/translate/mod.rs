@@ -100,6 +100,7 @@ struct Stats {
     exits_pending: u64,
     exits_kick: u64,
     exits_tripped: u64,
+    stale: u64,
     interpreted: u64,
     learnt_dynamic: u64,
     learnt_interpreted: u64,
@@ -347,7 +348,7 @@ impl Engine for Translator {
     }
 
     fn invalidate(&mut self, vcpu: &mut Vcpu, start: u64, end: u64) {
-        for frame in self.registry.frames() {
+        for frame in self.registry.watched() {
             if frame < end && frame + 4096 > start {
                 self.refresh_frame(vcpu, frame);
             }
@@ -372,6 +373,7 @@ impl Engine for Translator {
             ("exits: pending", s.exits_pending),
             ("exits: kick", s.exits_kick),
             ("exits: tripwire", s.exits_tripped),
+            ("blocks that found their source changed", s.stale),
             ("instructions interpreted", s.interpreted),
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),

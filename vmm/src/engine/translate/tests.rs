@@ -1,5 +1,6 @@
 //! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
 
+mod mixed;
 mod targets;
 
 use std::sync::Arc;
@@ -78,7 +79,13 @@ fn agree_within(size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, T
     agree_in(0, size, build)
 }
 
+/// As [`agree_at`] and [`agree_within`]; with blocks that check their own source, too.
 fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
+    agree_when(true, cpl, size, &build);
+    agree_when(false, cpl, size, &build)
+}
+
+fn agree_when(mixed: bool, cpl: u8, size: usize, build: &impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
     let mut a = CodeAssembler::new(32).unwrap();
     build(&mut a);
     a.hlt().unwrap();
@@ -92,6 +99,9 @@ fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuSta
     let mut interp = Interpreter::new();
     assert_eq!(interp.run(&mut left), end);
     let mut translator = Translator::with_cache(&right.mmu.ram, size).unwrap();
+    if mixed {
+        translator.registry.mix_all();
+    }
     assert_eq!(translator.run(&mut right), end);
     translator.check_all();
     for (i, (l, r)) in left.state.xsave.0.iter().zip(&right.state.xsave.0).enumerate() {
@@ -195,7 +205,7 @@ fn old_translations_make_room() {
     });
     assert_eq!(state.gpr[reg::EAX], 4 * FUNCTIONS);
     assert!(translator.stats.evictions >= 8, "only {} segments evicted", translator.stats.evictions);
-    let counted: std::collections::HashSet<_> = translator.registry.frames().into_iter().collect();
+    let counted: std::collections::HashSet<_> = translator.registry.watched().into_iter().collect();
     for frame in (0..RAM).step_by(0x1000) {
         let watched = translator.shadow.ram().is_code(frame);
         assert_eq!(watched, counted.contains(&frame), "frame {frame:#x}");
