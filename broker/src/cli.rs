@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use vmm::launch::{MAX_MEMORY, MIN_MEMORY};
+use ipc::control::{MAX_MEMORY, MIN_MEMORY};
+use policy::Layer;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -62,6 +63,9 @@ pub struct RunOptions {
     /// Log as JSON lines rather than text
     #[arg(long)]
     pub json: bool,
+    /// Go on without this layer of confinement where the host lacks it; may be given several times
+    #[arg(long, value_name = "LAYER")]
+    pub allow_missing: Vec<Layer>,
     /// Where the first serial port goes
     #[arg(long, value_enum, default_value_t = Console::Stdio)]
     pub console: Console,

@@ -49,6 +49,10 @@ pub enum VerifyError {
     Form { path: String, line: String },
     #[error("process {pid} lacks the layer `{layer}`: {found}. Remedy: {}; or accept it with --allow-missing {layer}", layer.remedy())]
     Lacks { pid: Pid, layer: Layer, found: String },
+    #[error("process {pid} holds descriptors {found:?}; expected were {expected:?}")]
+    Descriptors { pid: Pid, found: Vec<String>, expected: Vec<String> },
+    #[error("process {pid} has {found} threads before it was given anything; one was expected")]
+    Threads { pid: Pid, found: usize },
 }
 
 impl Verified {
@@ -82,6 +86,28 @@ impl Verified {
         match findings.into_iter().find(|(layer, _)| !tolerate.contains(layer)) {
             Some((layer, found)) => Err(VerifyError::Lacks { pid: self.pid, layer, found }),
             None => Ok(()),
+        }
+    }
+
+    /// Judges its descriptors: exactly one for each of `expected`, which are beginnings of what /proc calls them.
+    pub fn check_descriptors(&self, expected: &[&str]) -> Result<(), VerifyError> {
+        let mut left: Vec<&str> = expected.to_vec();
+        let known = self.descriptors.values().all(|found| {
+            let place = left.iter().position(|e| found.starts_with(e));
+            place.map(|place| left.swap_remove(place)).is_some()
+        });
+        if known && left.is_empty() {
+            return Ok(());
+        }
+        let found = self.descriptors.values().cloned().collect();
+        Err(VerifyError::Descriptors { pid: self.pid, found, expected: expected.iter().map(|e| (*e).into()).collect() })
+    }
+
+    /// Judges its threads: what it did with one thread holds for all that it makes later.
+    pub fn check_single_threaded(&self) -> Result<(), VerifyError> {
+        match self.threads.len() {
+            1 => Ok(()),
+            found => Err(VerifyError::Threads { pid: self.pid, found }),
         }
     }
 

@@ -11,7 +11,8 @@ pub mod chipset;
 pub mod cpu;
 pub mod engine;
 pub mod inherit;
-pub mod launch;
 pub mod machine;
 pub mod mmu;
+pub mod uplink;
+
 pub use ipc::outcome;

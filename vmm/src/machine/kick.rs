@@ -12,7 +12,7 @@ use crate::cpu::Lines;
 extern "C" fn nothing(_: libc::c_int) {}
 
 /// Gives the kick signal a handler that does nothing, so that it interrupts system calls. Engines that need more
-/// install their own.
+/// install their own after.
 pub fn install() -> nix::Result<()> {
     let handler: extern "C" fn(libc::c_int) = nothing;
     // SAFETY: sigaction is plain data for which zero is valid: no flags, an empty mask.
