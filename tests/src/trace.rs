@@ -9,12 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use policy::profile::{Facts, Profile};
+
+use crate::console::Console;
 
 /// A stop for a system call, under PTRACE_O_TRACESYSGOOD.
 const CALL: i32 = libc::SIGTRAP | 0x80;
@@ -42,12 +44,22 @@ pub struct Traced<'a> {
 }
 
 impl<'a> Traced<'a> {
-    /// Starts `command` and watches it to its end. Returns its exit code and what the confined process used.
-    pub fn watch(mut command: Command, profile: &'a Profile) -> io::Result<(i32, Used)> {
+    /// Starts `command` and watches it to its end, while `operate`, on a thread of its own, has its console. Returns its
+    /// exit code and what the confined process used.
+    pub fn watch(
+        mut command: Command,
+        profile: &'a Profile,
+        operate: impl FnOnce(Console) + Send + 'static,
+    ) -> io::Result<(i32, Used)> {
         // SAFETY: between fork and exec the closure makes one system call.
         unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
-        let root = Pid::from_raw(command.spawn()?.id() as i32);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::Error::other("no pipes to the program"));
+        };
+        let root = Pid::from_raw(child.id() as i32);
         waitpid(root, None)?;
+        std::thread::spawn(move || operate(Console::new(stdin, stdout)));
         let follow = Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACEFORK | Options::PTRACE_O_TRACEVFORK;
         ptrace::setoptions(root, follow | Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACEEXEC)?;
         ptrace::syscall(root, None)?;

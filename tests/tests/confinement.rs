@@ -3,8 +3,6 @@
 
 use std::error::Error;
 use std::fs;
-use std::io::Write;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -120,14 +118,19 @@ fn alive(pid: Pid) -> bool {
 fn every_rule_of_the_vmm_profile_is_used() -> Outcome {
     let dir = tempfile::tempdir()?;
     let profile = Profile::of(Role::Vmm)?;
-    let mut guest = guest(dir.path())?;
-    guest.append = "console=ttyS0 quiet".into();
-    let mut command = Monitor::bulkhead("translate").command(&guest)?;
-    // One boot that resets, one that powers off. The shell reads what is there when it starts; the rest is the next's.
-    let mut script = tempfile::tempfile()?;
-    script.write_all(b"")?;
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit());
-    let (code, used) = Traced::watch(command, &profile)?;
+    let command = Monitor::bulkhead("translate").command(&guest(dir.path())?)?;
+    // It boots, resets, boots again and powers off. Where that fails, the guest is stopped by the end of its console.
+    let (code, used) = Traced::watch(command, &profile, |mut console| {
+        for word in ["reboot -f", "poweroff -f"] {
+            let shell = console.wait_for("bulkhead# ", SILENCE);
+            if let Err(error) = shell.and_then(|_| console.send(word)) {
+                eprintln!("{word}: {error}");
+                return;
+            }
+        }
+        // Keeps reading until the end.
+        let _ = console.wait_for("never printed", SILENCE);
+    })?;
     assert_eq!(code, 0);
     let unused: Vec<String> = profile
         .rules
