@@ -54,6 +54,9 @@ pub struct RunOptions {
     /// What executes guest code: auto, translate or interp
     #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "translate", "interp"])]
     pub engine: String,
+    /// Guest processor: max, then features to leave out or put back: max,-avx2,-arch-capabilities
+    #[arg(long, value_name = "MODEL", default_value = "max")]
+    pub cpu: String,
     /// End instead of starting again when the guest resets
     #[arg(long)]
     pub no_reboot: bool,
@@ -66,18 +69,30 @@ pub struct RunOptions {
     /// Go on without this layer of confinement where the host lacks it; may be given several times
     #[arg(long, value_name = "LAYER")]
     pub allow_missing: Vec<Layer>,
-    /// Where the first serial port goes
-    #[arg(long, value_enum, default_value_t = Console::Stdio)]
+    /// Where the first serial port goes: stdio, none, or a file to append to (with a / in it, if it has such a name)
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
     pub console: Console,
 }
 
 /// Where the first serial port goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Console {
     /// Standard input and output, raw if that is a terminal.
     Stdio,
     /// Output is discarded, there is no input.
     None,
+    /// Output is appended to this file, there is no input.
+    File(PathBuf),
+}
+
+/// Parses `stdio`, `none` or a path.
+fn console(text: &str) -> Result<Console, String> {
+    match text {
+        "" => Err("give stdio, none or a file".into()),
+        "stdio" => Ok(Console::Stdio),
+        "none" => Ok(Console::None),
+        path => Ok(Console::File(path.into())),
+    }
 }
 
 /// Parses `512M`, `1G`, `65536K` or bytes.
@@ -103,6 +118,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn consoles() {
+        assert_eq!(console("stdio"), Ok(Console::Stdio));
+        assert_eq!(console("none"), Ok(Console::None));
+        assert_eq!(console("./none"), Ok(Console::File("./none".into())));
+        assert!(console("").is_err());
     }
 
     #[test]

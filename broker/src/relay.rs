@@ -1,10 +1,10 @@
-//! Carries the serial port's bytes between the operator's standard input and output and the vmm's console socket.
+//! Carries the serial port's bytes between the operator's standard input, output (or a file) and the vmm's console socket.
 //!
 //! Neither direction blocks this process: output is written only when the reader is ready for it, at most [`SAFE`]
 //! bytes at a time, and while it is not, the socket fills and the guest's serial port waits. No byte is lost.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use crate::escape::{Action, Escape, HELP};
@@ -22,19 +22,20 @@ pub struct Relay {
     to_guest: Vec<u8>,
     to_operator: Vec<u8>,
     input_open: bool,
-    output_open: bool,
+    output: Option<OwnedFd>,
     console_open: bool,
 }
 
 impl Relay {
-    /// `raw` says that standard input is a terminal in raw mode; without `stdio` output is discarded.
-    pub fn new(raw: bool, stdio: bool) -> Self {
+    /// `raw` says that standard input is a terminal in raw mode, `input` that it is the guest's at all. Without `output`
+    /// what the guest prints is discarded.
+    pub fn new(raw: bool, input: bool, output: Option<OwnedFd>) -> Self {
         Self {
             escape: raw.then(Escape::default),
             to_guest: Vec::new(),
             to_operator: Vec::new(),
-            input_open: stdio,
-            output_open: stdio,
+            input_open: input,
+            output,
             console_open: true,
         }
     }
@@ -43,9 +44,9 @@ impl Relay {
     pub fn wants_input(&self) -> bool {
         self.input_open && self.to_guest.is_empty()
     }
-    /// True if standard output is to be polled for room.
-    pub fn wants_output(&self) -> bool {
-        self.output_open && !self.to_operator.is_empty()
+    /// Where output goes, if it is to be polled for room.
+    pub fn output(&self) -> Option<BorrowedFd<'_>> {
+        self.output.as_ref().filter(|_| !self.to_operator.is_empty()).map(AsFd::as_fd)
     }
     /// True if the console socket is to be polled for input.
     pub fn wants_console(&self) -> bool {
@@ -57,7 +58,7 @@ impl Relay {
     }
     /// True when the vmm has closed its end and everything has been shown.
     pub fn finished(&self) -> bool {
-        !self.console_open && !self.wants_output()
+        !self.console_open && self.output().is_none()
     }
 
     /// Standard input is readable, or at its end. Returns what the operator's keys ask for.
@@ -89,7 +90,7 @@ impl Relay {
         let mut buffer = [0; CHUNK];
         match console.read(&mut buffer) {
             Ok(0) => self.console_open = false,
-            Ok(length) if self.output_open => self.to_operator.extend_from_slice(&buffer[..length]),
+            Ok(length) if self.output.is_some() => self.to_operator.extend_from_slice(&buffer[..length]),
             Ok(_) => {}
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => self.console_open = false,
@@ -106,15 +107,16 @@ impl Relay {
         }
     }
 
-    /// Standard output has room, or its reader is gone.
+    /// The output has room, or its reader is gone.
     pub fn write_output(&mut self) {
+        let Some(output) = &self.output else { return };
         let part = self.to_operator.len().min(SAFE);
-        match nix::unistd::write(io::stdout().as_fd(), &self.to_operator[..part]) {
+        match nix::unistd::write(output, &self.to_operator[..part]) {
             Ok(length) => drop(self.to_operator.drain(..length)),
             Err(nix::Error::EINTR | nix::Error::EAGAIN) => {}
             Err(error) => {
-                tracing::warn!("standard output cannot be written ({error}); the console's output is discarded");
-                self.output_open = false;
+                tracing::warn!("the console's output cannot be written ({error}) and is discarded from here on");
+                self.output = None;
                 self.to_operator.clear();
             }
         }

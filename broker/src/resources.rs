@@ -1,16 +1,18 @@
 //! Opens everything that the command line names, before anything is started.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::cli::RunOptions;
+use crate::cli::{Console, RunOptions};
 
-/// The files of a machine, open for reading.
+/// The files of a machine: images open for reading, and where its serial port's output goes.
 #[derive(Debug)]
 pub struct Resources {
     pub kernel: File,
     pub initrd: Option<File>,
+    pub output: Option<OwnedFd>,
 }
 
 /// A file that cannot be used.
@@ -21,14 +23,33 @@ pub enum ResourceError {
     Open { role: &'static str, path: PathBuf, source: std::io::Error },
     #[error("the {role} {} is not a regular file: give the image's own path", path.display())]
     NotRegular { role: &'static str, path: PathBuf },
+    #[error("opening {} for the console's output: check the path and that you may write it", path.display())]
+    Output { path: PathBuf, source: std::io::Error },
+    #[error("using standard output for the console")]
+    Stdout(#[source] std::io::Error),
 }
 
 impl Resources {
-    /// Opens kernel and initrd.
+    /// Opens kernel, initrd and the console's output.
     pub fn open(options: &RunOptions) -> Result<Self, ResourceError> {
         let kernel = open("kernel", &options.kernel)?;
         let initrd = options.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-        Ok(Self { kernel, initrd })
+        Ok(Self { kernel, initrd, output: output(&options.console)? })
+    }
+}
+
+/// What the guest prints is appended: a log of an earlier run, or a wrong path, costs nothing.
+fn output(console: &Console) -> Result<Option<OwnedFd>, ResourceError> {
+    match console {
+        Console::None => Ok(None),
+        Console::Stdio => std::io::stdout().as_fd().try_clone_to_owned().map(Some).map_err(ResourceError::Stdout),
+        Console::File(path) => {
+            let error = |source| ResourceError::Output { path: path.clone(), source };
+            // A FIFO without a reader is an error rather than a wait.
+            let mut options = OpenOptions::new();
+            let file = options.append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(error)?;
+            Ok(Some(file.into()))
+        }
     }
 }
 

@@ -43,7 +43,8 @@ impl RunError {
 
 /// Runs the machine to its end and returns the exit code.
 pub fn run(options: &RunOptions) -> Result<u8, RunError> {
-    let resources = Resources::open(options)?;
+    let mut resources = Resources::open(options)?;
+    let output = resources.output.take();
     let signals = StopSignals::new().map_err(RunError::Signals)?;
     let vmm = spawn::spawn(options, &resources)?;
     // The files are the vmm's now.
@@ -53,7 +54,7 @@ pub fn run(options: &RunOptions) -> Result<u8, RunError> {
         true => RawTerminal::enter(std::io::stdin()).map_err(RunError::Terminal)?,
         false => None,
     };
-    let relay = Relay::new(terminal.is_some(), stdio);
+    let relay = Relay::new(terminal.is_some(), stdio, output);
     let end = Supervisor::new(vmm, relay, signals).run().map_err(RunError::Watch)?;
     drop(terminal);
     conclude(end, options)

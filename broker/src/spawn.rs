@@ -28,8 +28,7 @@ const VMM: &str = "bulkhead-vmm";
 /// How long a process may take to confine itself. It takes some tens of milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a vmm holds when it is confined: the standard descriptors, its control channel, and what it stands on.
-const HOLDS: [&str; 7] =
-    ["/dev/null", "/dev/null", "pipe:", "socket:", "/memfd:guest-ram", "anon_inode:[timerfd]", "anon_inode:[eventfd]"];
+const HOLDS: [&str; 6] = ["/dev/null", "/dev/null", "pipe:", "socket:", "/memfd:guest-ram", "anon_inode:[eventfd]"];
 
 /// A running vmm, as its parent holds it.
 #[derive(Debug)]
@@ -80,8 +79,12 @@ pub fn spawn(options: &RunOptions, resources: &Resources) -> Result<Vmm, SpawnEr
     let tolerate: Layers = options.allow_missing.iter().copied().collect();
     let (mut link, control) = Link::new()?;
     // Queued before the process exists: it finds its numbers waiting.
-    let prepare =
-        Prepare { memory: options.memory, engine: options.engine.clone(), log_filter: logging::filter_text() };
+    let prepare = Prepare {
+        memory: options.memory,
+        engine: options.engine.clone(),
+        cpu: options.cpu.clone(),
+        log_filter: logging::filter_text(),
+    };
     link.say(&ToVmm::Prepare(prepare), &[])?;
     let (words, their_words) = io::pipe().map_err(SpawnError::Connect)?;
     let process = launch(&tolerate, &their_words, control.as_fd())?;

@@ -83,7 +83,8 @@ impl Supervisor {
 
     /// Waits for one thing or more, and serves it.
     fn turn(&mut self) -> io::Result<()> {
-        let (stdin, stdout) = (io::stdin(), io::stdout());
+        let stdin = io::stdin();
+        let output = self.relay.output();
         let sources: [(BorrowedFd<'_>, PollFlags, bool); SOURCES] = [
             (self.signals.as_fd(), PollFlags::POLLIN, true),
             (self.vmm.pidfd(), PollFlags::POLLIN, self.status.is_none()),
@@ -91,7 +92,7 @@ impl Supervisor {
             (self.vmm.words.as_fd(), PollFlags::POLLIN, self.vmm.words.open()),
             (self.vmm.console.as_fd(), self.console_flags(), !self.console_flags().is_empty()),
             (stdin.as_fd(), PollFlags::POLLIN, self.relay.wants_input() && self.status.is_none()),
-            (stdout.as_fd(), PollFlags::POLLOUT, self.relay.wants_output()),
+            (output.unwrap_or(stdin.as_fd()), PollFlags::POLLOUT, output.is_some()),
         ];
         let active: Vec<usize> = (0..sources.len()).filter(|i| sources[*i].2).collect();
         let mut fds: Vec<PollFd<'_>> = active.iter().map(|i| PollFd::new(sources[*i].0, sources[*i].1)).collect();

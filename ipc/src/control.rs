@@ -59,6 +59,8 @@ pub struct Prepare {
     pub memory: u64,
     /// Name of the engine.
     pub engine: String,
+    /// The guest's processor, as the vmm's `CpuModel` parses it.
+    pub cpu: String,
     /// Which log events to send, as tracing-subscriber's filters have it.
     pub log_filter: String,
 }

@@ -12,6 +12,7 @@ mount -t tmpfs tmpfs /tmp
 hostname bulkhead
 ip link set lo up 2>/dev/null
 dmesg -n 1
+for module in $(cat /modules/order 2>/dev/null); do insmod "/modules/$module"; done
 cd /tmp
 echo "init reached after $(cut -d' ' -f1 /proc/uptime) s: $(uname -srm)"
 setsid cttyhack sh

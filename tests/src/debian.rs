@@ -59,6 +59,10 @@ pub enum Error {
     },
 }
 
+/// What is kept of a kernel's modules, which would be half a gigabyte: patterns of paths in its package.
+const MODULES: &[&str] =
+    &["./lib/modules/*/kernel/drivers/virtio/*.ko", "./lib/modules/*/kernel/drivers/block/virtio_blk.ko"];
+
 /// Debian's two i386 kernel flavours that Bulkhead is tested with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
@@ -96,18 +100,35 @@ impl Debian {
 
     /// The current kernel image (`vmlinuz`) of a flavour.
     pub fn kernel(&self, flavour: Flavour) -> Result<PathBuf, Error> {
-        let entry = self.entry(flavour.package(), |apt, into| {
+        Ok(self.kernel_entry(flavour)?.join("vmlinuz"))
+    }
+
+    /// A directory with the modules of that kernel that a virtual machine may want.
+    pub fn modules(&self, flavour: Flavour) -> Result<PathBuf, Error> {
+        Ok(self.kernel_entry(flavour)?.join("modules"))
+    }
+
+    /// Kernel and modules come from one package, so that they fit each other.
+    fn kernel_entry(&self, flavour: Flavour) -> Result<PathBuf, Error> {
+        self.entry(&format!("{}-virtio", flavour.package()), |apt, into| {
             let package = apt.kernel_package(flavour.package())?;
             let deb = apt.download(&package, into)?;
-            extract(&deb, into, &["./boot"])?;
-            let image = fs::read_dir(into.join("boot")).map_err(|error| io_error(into, error))?.flatten();
-            let image = image.map(|entry| entry.path()).find(|path| has_prefix(path, "vmlinuz-"));
-            let image = image.ok_or_else(|| Error::Missing { package, path: "boot/vmlinuz-*".into() })?;
-            fs::rename(&image, into.join("vmlinuz")).map_err(|error| io_error(&image, error))?;
-            fs::remove_dir_all(into.join("boot")).map_err(|error| io_error(into, error))?;
+            extract(&deb, into, &[&["./boot", "--wildcards"], MODULES].concat())?;
+            let moved = |from: &Path, to: &str| fs::rename(from, into.join(to)).map_err(|error| io_error(from, error));
+            let images = files(&into.join("boot"))?;
+            let image = images.into_iter().find(|path| has_prefix(path, "vmlinuz-"));
+            moved(&image.ok_or_else(|| Error::Missing { package, path: "boot/vmlinuz-*".into() })?, "vmlinuz")?;
+            let modules = into.join("modules");
+            fs::create_dir(&modules).map_err(|error| io_error(&modules, error))?;
+            for module in files(&into.join("lib/modules"))? {
+                let name = module.file_name().unwrap_or_default();
+                moved(&module, &format!("modules/{}", name.to_string_lossy()))?;
+            }
+            for rest in ["boot", "lib"] {
+                fs::remove_dir_all(into.join(rest)).map_err(|error| io_error(into, error))?;
+            }
             fs::remove_file(&deb).map_err(|error| io_error(&deb, error))
-        })?;
-        Ok(entry.join("vmlinuz"))
+        })
     }
 
     /// The static busybox.
@@ -153,6 +174,18 @@ fn has_prefix(path: &Path, prefix: &str) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
 }
 
+/// All files below a directory.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|error| io_error(dir, error))?.flatten() {
+        match entry.path() {
+            path if path.is_dir() => found.extend(files(&path)?),
+            path => found.push(path),
+        }
+    }
+    Ok(found)
+}
+
 fn io_error(path: &Path, error: io::Error) -> Error {
     Error::Io { path: path.into(), error }
 }
@@ -162,7 +195,7 @@ fn unpack(deb: &Path, into: &Path) -> Result<(), Error> {
     apt::run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(into)).map(drop)
 }
 
-/// Unpacks only `members` of a package: a kernel's modules would be half a gigabyte.
+/// Unpacks only `members` of a package; after `--wildcards` these are patterns.
 fn extract(deb: &Path, into: &Path, members: &[&str]) -> Result<(), Error> {
     let script = r#"set -e; deb=$1; into=$2; shift 2; dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$into" "$@""#;
     apt::run(Command::new("sh").args(["-c", script, "extract"]).arg(deb).arg(into).args(members)).map(drop)

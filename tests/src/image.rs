@@ -1,12 +1,12 @@
-//! The guest's initial RAM disk: busybox, the guest programs, the suite and, if asked for, python3.
+//! The guest's initial RAM disk: busybox and, if asked for, the guest programs, the suite, python3 and kernel modules.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::debian::Debian;
+use crate::debian::{Debian, Flavour};
 use crate::initramfs::Initramfs;
-use crate::{guests, workspace};
+use crate::{guests, modules, workspace};
 
 /// What the image holds besides busybox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Contents {
     pub suite: bool,
     /// Debian's python3 with its libraries and its standard library: some 25 MiB.
     pub python: bool,
+    /// The modules that a virtio disk needs, of this kernel; they are loaded before the shell starts.
+    pub disk: Option<Flavour>,
 }
 
 /// Builds an image into `dir` and returns its path.
@@ -35,6 +37,13 @@ pub fn build(debian: &Debian, contents: Contents, dir: &Path) -> io::Result<Path
     if contents.python {
         let root = debian.python().map_err(io::Error::other)?;
         image.tree(&root, &is_python)?;
+    }
+    if let Some(flavour) = contents.disk {
+        let objects = debian.modules(flavour).map_err(io::Error::other)?;
+        modules::add(&mut image, &objects, &["virtio_pci", "virtio_blk"])?;
+        for name in ["disk.sh", "fixed.sh"] {
+            image.file(&format!("suite/{name}"), 0o644, &fs::read(scripts.join(name))?)?;
+        }
     }
     let path = dir.join("initrd.gz");
     fs::write(&path, image.finish()?)?;

@@ -1,7 +1,7 @@
 //! Whole-system tests of Bulkhead: what they run, where they get it, and how they watch it.
 //!
 //! `debian` fetches Debian's own i386 kernels, busybox and python through apt; `guests` compiles the small test programs;
-//! `initramfs` packs them into an image; `monitor` runs that image on Bulkhead or on QEMU and `console` talks to its
+//! `modules` picks the kernel modules that a guest loads; `initramfs` packs all of it into an image; `monitor` runs that image on Bulkhead or on QEMU and `console` talks to its
 //! serial line; `script` says what is run in the guest and natively, and compares. `bare` builds guests without any
 //! operating system. `oracle` is this host's own processor, `generate` makes random instructions for it, and
 //! `differential` compares. `red_team` tries to get out of confinement, `trace` sees which rules of a profile are used. `workspace` knows where the repository's own binaries are.
@@ -17,6 +17,7 @@ pub mod hostile;
 pub mod image;
 pub mod initramfs;
 pub mod lock;
+pub mod modules;
 pub mod monitor;
 pub mod oracle;
 pub mod red_team;

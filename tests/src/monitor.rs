@@ -78,11 +78,16 @@ impl Monitor {
 
     /// Starts a guest with pipes as its serial line. A reset ends it.
     pub fn start(&self, guest: &Guest) -> io::Result<Running> {
-        let stderr = tempfile::NamedTempFile::new()?;
         let mut command = self.command(guest)?;
         if let Self::Bulkhead { .. } = self {
             command.arg("--no-reboot");
         }
+        self.launch(command)
+    }
+
+    /// Starts a guest by a command line of [`Monitor::command`] that may have been extended.
+    pub fn launch(&self, mut command: Command) -> io::Result<Running> {
+        let stderr = tempfile::NamedTempFile::new()?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr.reopen()?);
         let started = Instant::now();
         let mut child = command.spawn().map_err(|error| io::Error::other(format!("cannot start {self}: {error}")))?;

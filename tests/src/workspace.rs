@@ -38,6 +38,16 @@ pub fn cache_dir() -> io::Result<PathBuf> {
 
 /// The path of the release build of `bulkhead`, with everything that it starts built beside it.
 pub fn bulkhead() -> io::Result<PathBuf> {
+    Ok(built()?.join("bulkhead"))
+}
+
+/// The path of the release build of the disk process.
+pub fn dev_blk() -> io::Result<PathBuf> {
+    Ok(built()?.join("bulkhead-dev-blk"))
+}
+
+/// The directory of the release build, which is made once per process.
+fn built() -> io::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT.get_or_init(|| build().map_err(|error| error.to_string())).clone().map_err(io::Error::other)
 }
@@ -49,7 +59,8 @@ fn build() -> io::Result<PathBuf> {
     // Past the test harness's capture: from a clean tree this takes a minute or two, during which tests seem stuck.
     let _ = writeln!(io::stderr(), "note: bringing the release build of bulkhead up to date");
     let output = Command::new(&cargo)
-        .args(["build", "--release", "--quiet", "--package", "bulkhead", "--package", "vmm", "--bins", "--target-dir"])
+        .args(["build", "--release", "--quiet", "--package", "bulkhead", "--package", "vmm", "--package", "dev-blk"])
+        .args(["--bins", "--target-dir"])
         .arg(&target)
         .current_dir(root())
         .stdin(Stdio::null())
@@ -58,5 +69,5 @@ fn build() -> io::Result<PathBuf> {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(io::Error::other(format!("cargo build of bulkhead failed:\n{text}")));
     }
-    Ok(target.join("release").join("bulkhead"))
+    Ok(target.join("release"))
 }

@@ -15,6 +15,8 @@ mod gates;
 mod interrupts;
 #[path = "bare/paging.rs"]
 mod paging;
+#[path = "bare/remembered.rs"]
+mod remembered;
 #[path = "bare/resets.rs"]
 mod resets;
 #[path = "bare/segments.rs"]

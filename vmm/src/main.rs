@@ -19,6 +19,7 @@ use policy::layer::UnknownLayer;
 use policy::{Layers, Role, last_words};
 use tracing_subscriber::prelude::*;
 use vmm::boot::{BootError, Image, Payload};
+use vmm::cpu::{CpuModel, SelectionError};
 use vmm::inherit;
 use vmm::machine::{Foundation, Machine, MachineError, Parts};
 use vmm::outcome::{self, Outcome, cause_chain};
@@ -37,6 +38,8 @@ enum StartError {
     Confine(#[from] ConfineError),
     #[error("loading the guest")]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Cpu(#[from] SelectionError),
     #[error(transparent)]
     Machine(#[from] MachineError),
 }
@@ -85,6 +88,7 @@ fn tolerated(mut arguments: impl Iterator<Item = String>) -> Result<Layers, Star
 fn prepare(uplink: &Arc<Uplink>, tolerate: &Layers) -> Result<(Machine, bool), NoMachine> {
     let (ToVmm::Prepare(numbers), _) = uplink.wait()? else { return Err(NoMachine::Stopped) };
     log_to_broker(&numbers, uplink);
+    let cpu = numbers.cpu.parse::<CpuModel>().map_err(StartError::from)?;
     let foundation = Foundation::new(numbers.memory, &numbers.engine).map_err(StartError::from)?;
     shed(uplink, &foundation, tolerate)?;
     let (start, descriptors) = match uplink.wait()? {
@@ -92,7 +96,7 @@ fn prepare(uplink: &Arc<Uplink>, tolerate: &Layers) -> Result<(Machine, bool), N
         _ => return Err(NoMachine::Stopped),
     };
     let stats = start.stats;
-    Ok((assemble(foundation, start, descriptors, uplink)?, stats))
+    Ok((assemble(foundation, cpu, start, descriptors, uplink)?, stats))
 }
 
 /// From here on the process can make the profile's system calls on what it holds, and nothing else.
@@ -107,6 +111,7 @@ fn shed(uplink: &Uplink, foundation: &Foundation, tolerate: &Layers) -> Result<(
 /// The machine, of what came with the start message: kernel, initrd if there is one, console.
 fn assemble(
     foundation: Foundation,
+    cpu: CpuModel,
     start: Start,
     descriptors: Vec<OwnedFd>,
     uplink: &Arc<Uplink>,
@@ -120,6 +125,7 @@ fn assemble(
     let payload = Payload::identify(kernel, initrd, start.command_line)?;
     let parts = Parts {
         payload,
+        cpu,
         console: Some(console),
         uplink: uplink.clone(),
         no_reboot: start.no_reboot,

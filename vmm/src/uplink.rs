@@ -67,7 +67,7 @@ mod tests {
         assert!(broker.try_receive().unwrap().is_none());
         broker.send(&ToVmm::Stop, &[]).unwrap();
         assert!(matches!(uplink.wait(), Err(ChannelError::OutOfState { .. })));
-        let prepare = Prepare { memory: 1 << 20, engine: String::new(), log_filter: String::new() };
+        let prepare = Prepare { memory: 1 << 20, engine: String::new(), cpu: String::new(), log_filter: String::new() };
         broker.send(&ToVmm::Prepare(prepare), &[]).unwrap();
         uplink.wait().unwrap();
         uplink.say(&ready).unwrap();

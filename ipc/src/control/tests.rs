@@ -4,7 +4,7 @@ use super::*;
 use crate::frame::{decode, encode};
 
 fn prepare() -> ToVmm {
-    ToVmm::Prepare(Prepare { memory: 512 << 20, engine: "auto".into(), log_filter: "info".into() })
+    ToVmm::Prepare(Prepare { memory: 512 << 20, engine: "auto".into(), cpu: "max".into(), log_filter: "info".into() })
 }
 
 fn start(initrd: bool) -> ToVmm {
@@ -80,7 +80,9 @@ fn a_message_out_of_state_says_so_and_changes_nothing() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    let prepare = |memory| ToVmm::Prepare(Prepare { memory, engine: String::new(), log_filter: String::new() });
+    let prepare = |memory| {
+        ToVmm::Prepare(Prepare { memory, engine: String::new(), cpu: String::new(), log_filter: String::new() })
+    };
     for memory in [0, 4096, (1 << 20) + 1, MAX_MEMORY + 4096, u64::MAX] {
         assert!(prepare(memory).validate().is_err(), "{memory}");
     }

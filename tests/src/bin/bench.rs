@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let debian = Debian::open()?;
     let dir = tempfile::tempdir()?;
     let kernel = debian.kernel(if arguments.pae { Flavour::I686Pae } else { Flavour::I686 })?;
-    let initrd = image::build(&debian, Contents { suite: true, python: true }, dir.path())?;
+    let initrd = image::build(&debian, Contents { suite: true, python: true, disk: None }, dir.path())?;
     // Bulkhead's processor reports that it needs no mitigations; QEMU's guest is spared them too.
     let append = "console=ttyS0 mitigations=off".to_owned();
     let guest = Guest { append, options: vec!["--stats".into()], ..Guest::linux(kernel, initrd) };

@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let debian = Debian::open()?;
     eprintln!("Fetching Debian's kernel and busybox (kept in {}) ...", workspace::cache_dir()?.display());
     let kernel = debian.kernel(if arguments.pae { Flavour::I686Pae } else { Flavour::I686 })?;
-    let contents = Contents { suite: arguments.full, python: arguments.full };
+    let contents = Contents { suite: arguments.full, python: arguments.full, ..Contents::default() };
     let dir = workspace::target_dir().join("demo");
     std::fs::create_dir_all(&dir)?;
     let initrd = image::build(&debian, contents, &dir)?;

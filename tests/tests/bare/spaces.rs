@@ -5,7 +5,7 @@ use iced_x86::code_asm::*;
 use tests::bare::harness::{Outcome, check};
 use tests::bare::runtime::SAVED;
 use tests::bare::tables::pte;
-use tests::bare::{Bare, Emit, at};
+use tests::bare::{Bare, Emit, at, sel};
 
 /// The linear page that differs.
 const PAGE: u32 = at::FREE;
@@ -69,6 +69,41 @@ fn toggle(b: &mut Bare) -> Emit {
     b.asm.mov(cr3, eax)
 }
 
+/// Ring 3 goes to the other space by SYSENTER and comes back by SYSEXIT.
+fn by_sysenter(b: &mut Bare) -> Emit {
+    let (mut over, mut handler) = (b.asm.create_label(), b.asm.create_label());
+    b.asm.jmp(over)?;
+    b.asm.set_label(&mut handler)?;
+    toggle(b)?;
+    b.asm.sysexit()?;
+    b.asm.set_label(&mut over)?;
+    b.address(handler)?;
+    b.asm.mov(ebx, eax)?;
+    b.asm.xor(edx, edx)?;
+    b.asm.mov(ecx, 0x174)?;
+    b.asm.mov(eax, u32::from(sel::CODE))?;
+    b.asm.wrmsr()?;
+    b.asm.mov(ecx, 0x175)?;
+    b.asm.mov(eax, at::STACK1)?;
+    b.asm.wrmsr()?;
+    b.asm.mov(ecx, 0x176)?;
+    b.asm.mov(eax, ebx)?;
+    b.asm.wrmsr()?;
+    set_directory(b, at::PD)?;
+    b.fault_in_ring3("sysenter", |b| {
+        alternate(b, PAGE, |b| {
+            let mut back = b.asm.create_label();
+            b.address(back)?;
+            b.asm.mov(edx, eax)?;
+            b.asm.mov(ecx, esp)?;
+            b.asm.sysenter()?;
+            b.asm.set_label(&mut back)?;
+            b.asm.nop()
+        })
+    })?;
+    b.show_memory("sysenter", SAVED + 4)
+}
+
 /// The value of `alternate` for values that alternate between 1 and 2.
 fn expected() -> u32 {
     (0..1000).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(1 + i % 2))
@@ -100,6 +135,7 @@ fn same_address_other_code() -> Outcome {
                 b.fault_in_ring3(name, |b| alternate(b, place, |b| b.asm.int(0x30)))?;
                 b.show_memory(name, SAVED + 4)?;
             }
+            by_sysenter(b)?;
             // An entry of the space that is not current changes, its directory's entry too.
             set_directory(b, at::PD)?;
             function(b, PAGE + 0x3000, 3)?;
@@ -120,6 +156,8 @@ fn same_address_other_code() -> Outcome {
              ring 3 {sum:08x}
              ring 3 direct: #31 at +0000001a cs 001b fl 00000002 sp 0023:001c0000
              ring 3 direct {sum:08x}
+             sysenter: #31 at +00000024 cs 001b fl 00000002 sp 0023:001c0000
+             sysenter {sum:08x}
              table 00000003
              directory 00000001"
         ),

@@ -5,11 +5,12 @@
 //! What the machine must do (power off, reset, …) is queued as a [`BoardEvent`], and the processors are asked to stop.
 //! Hooks and PCI functions of other rooms are called with the lock released.
 //!
-//! `board/decode.rs` says which chip answers where, `board/wires.rs` which chip holds which line up, and
-//! `board/delivery.rs` how interrupt messages find processors.
+//! `board/decode.rs` says which chip answers where, `board/wires.rs` which chip holds which line up, `board/timers.rs`
+//! which timer is due, and `board/delivery.rs` how interrupt messages find processors.
 
 mod decode;
 mod delivery;
+mod timers;
 mod wires;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -130,9 +131,10 @@ impl Board {
         self.with(|inner, now| inner.serial_input(bytes, now))
     }
 
-    /// Appends what the guest wrote to the serial port to `to`.
-    pub fn take_serial_output(&self, to: &mut Vec<u8>) {
-        self.with(|inner, _| inner.uart.drain(to));
+    /// Appends what the guest wrote to the serial port to `to`. Returns how many bytes were lost after these, because the
+    /// guest did not wait for the port.
+    pub fn take_serial_output(&self, to: &mut Vec<u8>) -> u64 {
+        self.with(|inner, _| inner.uart.drain(to))
     }
 
     /// Presses the power button once.

@@ -2,8 +2,10 @@
 //! with legacy replacement.
 //!
 //! A comparator is the counter value at which it matches next, so periodic ones keep their phase however late they are
-//! served. Interrupts come out as levels (level-triggered, by status bit) and as pulses (edge-triggered).
+//! served; the edges of periods that passed unseen are [`Missed`]. Interrupts come out as levels (level-triggered, by
+//! status bit) and as pulses (edge-triggered).
 
+use super::missed::Missed;
 use super::{MIN_PERIOD_NS, NEVER};
 
 /// Nanoseconds a tick.
@@ -30,11 +32,13 @@ struct Comparator {
     /// The counter value, carried past 32 bits, of the next match.
     target: Option<u64>,
     last: u64,
+    /// Edges that were not raised.
+    missed: Missed,
 }
 
 impl Default for Comparator {
     fn default() -> Self {
-        Self { config: 0, value: u64::MAX, period: 0, target: None, last: 0 }
+        Self { config: 0, value: u64::MAX, period: 0, target: None, last: 0, missed: Missed::default() }
     }
 }
 
@@ -58,6 +62,9 @@ impl Comparator {
         let Some(target) = self.target.filter(|t| *t <= counter) else { return false };
         self.target = if self.periodic() {
             let steps = (counter - target) / self.period + 1;
+            if self.config & (LEVEL | ENABLE) == ENABLE && self.period.saturating_mul(TICK_NS) >= MIN_PERIOD_NS {
+                self.missed.add(steps - 1);
+            }
             steps.checked_mul(self.period).and_then(|ahead| target.checked_add(ahead))
         } else if self.narrow() {
             target.checked_add(1 << 32)
@@ -127,6 +134,16 @@ impl Hpet {
         let pulse = self.pulses & bit != 0;
         self.pulses &= !bit;
         pulse.then(|| self.wire(index))
+    }
+
+    /// The wire of comparator `index`, if it has edges to make good.
+    pub fn behind(&self, index: usize) -> Option<Wire> {
+        self.timers.get(index).filter(|t| self.enabled && t.missed.any()).map(|_| self.wire(index))
+    }
+
+    /// Missed edges of comparator `index`.
+    pub fn missed(&mut self, index: usize) -> &mut Missed {
+        &mut self.timers[index % TIMERS].missed
     }
 
     /// Number of comparators.
@@ -218,6 +235,7 @@ impl Hpet {
 
     fn write_config(&mut self, value: u32, now: u64) {
         self.legacy = value & 2 != 0;
+        self.timers.iter_mut().for_each(|t| t.missed.forget());
         let enable = value & 1 != 0;
         if enable != self.enabled {
             self.base = self.counter(now);
@@ -237,6 +255,7 @@ impl Hpet {
     fn write_timer(&mut self, index: usize, register: u64, value: u32, now: u64) {
         let counter = self.counter(now);
         let t = &mut self.timers[index];
+        t.missed.forget();
         match register {
             0x00 => {
                 t.config = value & WRITABLE;

@@ -2,8 +2,9 @@
 //! commands (Intel 8254 data sheet), and port 61h's view of counter 2.
 //!
 //! Nothing counts: a counter is its reload value and the tick at which it was loaded, and everything else follows from
-//! the time. Only counter 0's rising edges are reported, once however many went by.
+//! the time. Only counter 0's rising edges are reported: one at a look at the time, and what else went by is [`Missed`].
 
+use super::missed::Missed;
 use super::{MIN_PERIOD_NS, NEVER};
 
 /// Input clock, in Hz.
@@ -99,6 +100,14 @@ impl Counter {
             _ => start + self.reload + 1,
         };
         (at > after).then_some(at)
+    }
+
+    /// How many times the output rose after `from`, up to `tick`. Too short a period is one, since it is not served as
+    /// such either.
+    fn rises(&self, from: u64, tick: u64) -> u64 {
+        let Some(first) = self.next_rise(from).filter(|at| *at <= tick) else { return 0 };
+        let period = self.next_reload.unwrap_or(self.reload);
+        if self.periodic() && ns_at(period) >= MIN_PERIOD_NS { 1 + (tick - first) / period } else { 1 }
     }
 
     fn value(&self, tick: u64) -> u16 {
@@ -224,13 +233,23 @@ pub struct I8254 {
     /// When the last edge was reported, in nanoseconds.
     reported: u64,
     due: u64,
+    /// Counter 0's ticks that were not reported.
+    pub missed: Missed,
     /// Port 61h: speaker data and the two parity-check disables, bits 1 to 3.
     port_b: u8,
 }
 
 impl Default for I8254 {
     fn default() -> Self {
-        let mut chip = Self { counters: Default::default(), seen: 0, level: false, reported: 0, due: NEVER, port_b: 0 };
+        let mut chip = Self {
+            counters: Default::default(),
+            seen: 0,
+            level: false,
+            reported: 0,
+            due: NEVER,
+            missed: Missed::default(),
+            port_b: 0,
+        };
         chip.counters[2].gate = false;
         chip
     }
@@ -253,10 +272,11 @@ impl I8254 {
     fn look(&mut self, now: u64) -> bool {
         let tick = tick_at(now).max(self.seen);
         let c = &mut self.counters[0];
-        let rose = c.next_rise(self.seen).is_some_and(|at| at <= tick);
+        let rises = c.rises(self.seen, tick);
         c.roll(tick);
         let level = c.output(tick);
-        let edge = rose || (level && !self.level);
+        let edge = rises != 0 || (level && !self.level);
+        self.missed.add(rises.saturating_sub(1));
         self.seen = tick;
         self.level = level;
         if edge {
@@ -289,6 +309,7 @@ impl I8254 {
             (Some(c), _) => {
                 c.roll(tick);
                 c.write(value, tick);
+                self.programmed(index);
             }
             (None, 3) => self.read_back(value, tick),
             (None, which) => {
@@ -298,10 +319,18 @@ impl I8254 {
                     c.latched = c.latched.or(Some(c.value(tick)));
                 } else {
                     c.set_control(value);
+                    self.programmed(usize::from(which));
                 }
             }
         }
         self.look(now) | rose
+    }
+
+    /// Counter `index` was written to: what came before concerns nobody.
+    fn programmed(&mut self, index: usize) {
+        if index == 0 {
+            self.missed.forget();
+        }
     }
 
     fn read_back(&mut self, value: u8, tick: u64) {

@@ -222,6 +222,15 @@ impl I8259Pair {
         }
     }
 
+    /// True while a request of `line` is not acknowledged: another edge would be lost in it.
+    pub fn is_requested(&self, line: u8) -> bool {
+        match line {
+            0..=7 => self.master.irr & (1 << line) != 0,
+            8..=15 => self.slave.irr & (1 << (line - 8)) != 0,
+            _ => false,
+        }
+    }
+
     /// Two INTA cycles: the vector. A request that went away meanwhile reads as line 7 of its controller, with no
     /// in-service bit (8259A data sheet, "Interrupt sequence").
     pub fn acknowledge(&mut self) -> u8 {

@@ -49,6 +49,12 @@ impl IoApic {
         self.entries.get(usize::from(pin)).is_some_and(|e| e & MASKED == 0)
     }
 
+    /// The message of an unmasked `pin`, and whether an earlier request of its is still in this chip.
+    pub fn route(&self, pin: u8) -> Option<(Message, bool)> {
+        let entry = *self.entries.get(usize::from(pin)).filter(|e| **e & MASKED == 0)?;
+        Some((Self::message(entry), self.edges & 1 << pin != 0 || entry & REMOTE_IRR != 0))
+    }
+
     /// The next request to send, with its pin: edges once, levels until a processor took them. After sending, call
     /// [`Self::sent`].
     pub fn next_message(&self, from: u8) -> Option<(u8, Message)> {

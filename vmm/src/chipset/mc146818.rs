@@ -2,9 +2,11 @@
 //!
 //! The time of day is the host's UTC plus what the guest has set it off by; nothing ticks. Update, alarm and periodic
 //! flags are worked out from the time that passed since they were last looked at. An interrupt whose flag is already set
-//! needs no timer: the line stays up until register C is read.
+//! needs no timer: the line stays up until register C is read. Periodic interrupts of periods that passed unseen follow
+//! then, one at each read.
 
 use super::NEVER;
+use super::missed::Missed;
 
 mod calendar;
 use calendar::Fields;
@@ -43,6 +45,8 @@ pub struct Mc146818 {
     /// UTC minus `now`, in nanoseconds.
     offset: u64,
     flags: u8,
+    /// Periodic interrupts that were not raised.
+    pub missed: Missed,
     /// Flags are worked out up to this time.
     seen: u64,
     due: u64,
@@ -57,7 +61,15 @@ impl Mc146818 {
         ram[usize::from(index::D)] = 0x80;
         // Equipment: FPU, no floppy.
         ram[0x14] = 0x02;
-        Self { index: 0, ram, offset: utc.wrapping_sub(now), flags: 0, seen: now, due: NEVER }
+        Self {
+            index: 0,
+            ram,
+            offset: utc.wrapping_sub(now),
+            flags: 0,
+            missed: Missed::default(),
+            seen: now,
+            due: NEVER,
+        }
     }
 
     /// What firmware would record: memory sizes in bytes and the number of processors.
@@ -82,6 +94,7 @@ impl Mc146818 {
         self.advance(now);
         self.ram[usize::from(index::B)] &= !0x78;
         self.flags = 0;
+        self.missed.forget();
         self.rearm();
     }
 
@@ -130,6 +143,10 @@ impl Mc146818 {
         if let Some(period) = self.period()
             && from / period != to / period
         {
+            // With the flag up, nobody looks at each period: what the guest misses by not reading C is its own doing.
+            if self.flags & FLAG_PF == 0 && self.b() & FLAG_PF != 0 {
+                self.missed.add(to / period - from / period - 1);
+            }
             self.flags |= FLAG_PF;
         }
         if self.b() & B_SET == 0 && from / SECOND != to / SECOND {
@@ -139,6 +156,16 @@ impl Mc146818 {
             }
         }
         self.seen = now;
+    }
+
+    /// Raises the periodic interrupt again for a period that passed unseen. True if there was one, and C has been read.
+    pub fn make_good(&mut self) -> bool {
+        let again = self.flags & FLAG_PF == 0 && self.missed.take();
+        if again {
+            self.flags |= FLAG_PF;
+            self.rearm();
+        }
+        again
     }
 
     fn rearm(&mut self) {
@@ -214,7 +241,10 @@ impl Mc146818 {
                     self.ram[at] = value;
                 }
             }
-            index::A => self.ram[at] = value & 0x7f,
+            index::A => {
+                self.ram[at] = value & 0x7f;
+                self.missed.forget();
+            }
             index::B => self.write_b(value, now),
             index::C | index::D => {}
             _ => self.ram[at] = value,
@@ -224,6 +254,9 @@ impl Mc146818 {
 
     fn write_b(&mut self, value: u8, now: u64) {
         let old = self.b();
+        if value & FLAG_PF == 0 {
+            self.missed.forget();
+        }
         if value & !old & B_SET != 0 {
             self.freeze(now);
         }

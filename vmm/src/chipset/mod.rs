@@ -7,9 +7,9 @@
 //! [`Board::next_deadline`] and calls [`Board::advance`].
 //!
 //! Timers are lazy. A chip is brought up to date when it is accessed or due; it is due only when an interrupt that the
-//! guest has enabled would follow, so a guest that programmed no timer wakes nobody. Periodic timers that fell behind
-//! coalesce: however many periods went by, one interrupt is raised and the phase is kept. Ticks missed that way are not
-//! injected again; guests keep time by counters (TSC, PM timer, HPET), which never lose any.
+//! guest has enabled would follow, so a guest that programmed no timer wakes nobody. Periodic timers that fell behind keep
+//! their phase: one interrupt is raised at once, and those of PIT, RTC and HPET that went by unseen follow (`missed`). The
+//! local APIC's timer coalesces: who uses it keeps time by counters (TSC, PM timer, HPET), which never lose any.
 
 mod acpi_pm;
 mod board;
@@ -22,6 +22,7 @@ mod i8259;
 mod ioapic;
 mod lapic;
 mod mc146818;
+mod missed;
 mod msi;
 mod pci;
 pub mod platform;

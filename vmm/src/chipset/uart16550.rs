@@ -1,8 +1,10 @@
 //! A 16550A UART (National PC16550D data sheet): FIFOs with trigger levels and time-out, transmitter-empty interrupts,
 //! loopback.
 //!
-//! The transmitter is as fast as the host: a byte written goes to a bounded output queue that the machine drains. When
-//! that is full, THRE stays clear until there is room, so a polling or interrupt-driven guest waits and loses nothing.
+//! The transmitter is as fast as the host: a byte written goes to a bounded output queue that the machine drains. THRE is
+//! set only while a whole FIFO fits: a guest may then write sixteen bytes without asking again (data sheet, §8.4.2), and a
+//! polling or interrupt-driven one waits and loses nothing however long the reader sleeps. One that gives up waiting and
+//! writes all the same overruns the transmitter; that is counted, for the operator to be told.
 //! Towards the guest, bytes wait in a bounded queue behind the receive FIFO; what does not fit is not taken, and the
 //! host keeps it. Only the receive time-out needs a timer.
 
@@ -49,6 +51,8 @@ pub struct Uart16550 {
     timed_out: bool,
     input: VecDeque<u8>,
     output: VecDeque<u8>,
+    /// Bytes written while there was no room.
+    overrun: u64,
 }
 
 impl Default for Uart16550 {
@@ -69,6 +73,7 @@ impl Default for Uart16550 {
             timed_out: false,
             input: VecDeque::new(),
             output: VecDeque::new(),
+            overrun: 0,
         }
     }
 }
@@ -76,8 +81,8 @@ impl Default for Uart16550 {
 impl Uart16550 {
     /// Power-up state; what waits for the host still reaches it.
     pub fn reset(&mut self) {
-        let output = std::mem::take(&mut self.output);
-        *self = Self { output, ..Self::default() };
+        let (output, overrun) = (std::mem::take(&mut self.output), self.overrun);
+        *self = Self { output, overrun, ..Self::default() };
     }
 
     fn fifo_enabled(&self) -> bool {
@@ -137,13 +142,15 @@ impl Uart16550 {
         self.timeout_at = if self.rx.is_empty() { NEVER } else { now.saturating_add(self.timeout_ns()) };
     }
 
-    /// Moves what the guest transmitted to `to`.
-    pub fn drain(&mut self, to: &mut Vec<u8>) {
-        let was_full = self.output_full();
+    /// Moves what the guest transmitted to `to`. Returns how many bytes were lost after them, because the guest did not
+    /// wait for room.
+    pub fn drain(&mut self, to: &mut Vec<u8>) -> u64 {
+        let was_busy = self.busy();
         to.extend(self.output.drain(..));
-        if was_full {
+        if was_busy {
             self.thre_pending = true;
         }
+        std::mem::take(&mut self.overrun)
     }
 
     /// True while the guest's output waits for [`Self::drain`].
@@ -151,8 +158,9 @@ impl Uart16550 {
         !self.output.is_empty()
     }
 
-    fn output_full(&self) -> bool {
-        self.output.len() >= OUTPUT_LIMIT
+    /// The transmitter has no room for a whole FIFO.
+    fn busy(&self) -> bool {
+        self.output.len() + FIFO > OUTPUT_LIMIT
     }
 
     /// Brings the time-out up to `now`.
@@ -225,7 +233,7 @@ impl Uart16550 {
     }
 
     fn line_status(&mut self) -> u8 {
-        let ready = if self.output_full() { 0 } else { LSR_THRE | LSR_TEMT };
+        let ready = if self.busy() { 0 } else { LSR_THRE | LSR_TEMT };
         std::mem::take(&mut self.errors) | ready | if self.rx.is_empty() { 0 } else { LSR_DR }
     }
 
@@ -245,7 +253,7 @@ impl Uart16550 {
             1 if dlab => self.divisor = self.divisor & 0xff | u16::from(value) << 8,
             1 => {
                 // Enabling the interrupt while the transmitter is empty raises it (data sheet, table II).
-                if value & !self.ier & IER_THRE != 0 && !self.output_full() {
+                if value & !self.ier & IER_THRE != 0 && !self.busy() {
                     self.thre_pending = true;
                 }
                 self.ier = value & 15;
@@ -261,10 +269,12 @@ impl Uart16550 {
     fn transmit(&mut self, byte: u8, now: u64) {
         if self.mcr & MCR_LOOP != 0 {
             self.loop_back(byte, now);
-        } else if !self.output_full() {
+        } else if self.output.len() < OUTPUT_LIMIT {
             self.output.push_back(byte);
+        } else {
+            self.overrun = self.overrun.saturating_add(1);
         }
-        self.thre_pending = !self.output_full();
+        self.thre_pending = !self.busy();
     }
 
     fn loop_back(&mut self, byte: u8, now: u64) {
@@ -284,7 +294,7 @@ impl Uart16550 {
             self.refill(now);
             self.arm_timeout(now);
         }
-        if (toggled || value & 4 != 0) && !self.output_full() {
+        if (toggled || value & 4 != 0) && !self.busy() {
             self.thre_pending = true;
         }
     }

@@ -124,6 +124,13 @@ impl Descriptor {
     }
 }
 
+impl Segment {
+    /// The register that descriptor `raw` fills when loaded through `selector`.
+    pub fn described(raw: u64, selector: u16) -> Self {
+        Descriptor::new(raw, 0).segment(selector)
+    }
+}
+
 impl Vcpu {
     /// The descriptor that `selector` names. None if it is null, lies outside its table, or names a null LDT.
     pub(super) fn descriptor(&mut self, selector: u16) -> Flow<Option<Descriptor>> {

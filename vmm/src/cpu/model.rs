@@ -112,6 +112,8 @@ pub mod arch_capabilities {
 pub struct CpuModel {
     /// Bit n: the [`Feature`] with number n.
     features: u64,
+    /// A feature was switched off.
+    reduced: bool,
     /// Family, model and stepping as CPUID.1:EAX shows them.
     pub signature: u32,
     /// Brand string; the first 47 bytes are shown.
@@ -127,6 +129,7 @@ impl Default for CpuModel {
     fn default() -> Self {
         let mut model = Self {
             features: 0,
+            reduced: false,
             signature: 0x0008_06f8,
             brand: "Bulkhead virtual CPU".into(),
             arch_capabilities: arch_capabilities::DEFAULT,
@@ -138,6 +141,8 @@ impl Default for CpuModel {
         for (feature, present) in host_features() {
             model.set(feature, present);
         }
+        // What the host lacks faults on it, and is then interpreted.
+        model.reduced = false;
         model
     }
 }
@@ -234,6 +239,12 @@ impl CpuModel {
     pub fn set(&mut self, feature: Feature, on: bool) {
         let bit = 1 << feature as u8;
         self.features = if on { self.features | bit } else { self.features & !bit };
+        self.reduced |= !on;
+    }
+
+    /// True if a feature that the host may have is not the guest's.
+    pub fn reduced(&self) -> bool {
+        self.reduced
     }
 
     /// State components that XCR0 may enable: x87 and SSE, and AVX.

@@ -1,6 +1,7 @@
 //! How guest instructions are executed. Nothing outside this room knows which engine runs.
 
 mod choose;
+mod features;
 pub mod interp;
 pub mod translate;
 

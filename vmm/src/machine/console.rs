@@ -58,7 +58,10 @@ impl Console {
         while !self.pending() {
             self.output.clear();
             self.written = 0;
-            board.take_serial_output(&mut self.output);
+            let lost = board.take_serial_output(&mut self.output);
+            if lost != 0 {
+                tracing::warn!("console: its reader stopped, and the guest did not wait: {lost} bytes are lost");
+            }
             if self.output.is_empty() {
                 return;
             }

@@ -20,7 +20,7 @@ pub struct Foundation {
 }
 
 impl Foundation {
-    /// `memory` bytes of RAM, and the engine of this name.
+    /// `memory` bytes of RAM, and the engine of this name. The calling thread is to be the processor's.
     pub fn new(memory: u64, engine: &str) -> Result<Self, MachineError> {
         let ram = Arc::new(GuestRam::new(memory)?);
         // Engines that need more of the signal install their own handler after.
@@ -28,11 +28,12 @@ impl Foundation {
         let engine = engine::create(engine, &ram)?;
         let lines = Arc::new(Lines::default());
         let shared = Arc::new(Shared::new(lines.clone())?);
+        shared.set_alarm()?;
         Ok(Self { ram, engine, lines, shared })
     }
 
     /// The descriptors that it needs later.
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
-        [self.ram.fd(), self.shared.alarm.as_fd(), self.shared.wake.as_fd()]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.ram.fd(), self.shared.wake.as_fd()]
     }
 }

@@ -1,5 +1,5 @@
-//! The thread beside the processor: console, uplink, and timers while the processor runs. It never waits for
-//! the processor, so the operator's stop is served whatever the guest does.
+//! The thread beside the processor: console and uplink. It never waits for the processor, so the operator's stop is served
+//! whatever the guest does. Timers are not its business: they interrupt the processor's own thread.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +22,8 @@ pub struct Shared {
     board: OnceLock<Weak<Board>>,
     /// Wires into the processor.
     pub lines: Arc<Lines>,
-    /// Goes off for the board's deadlines.
-    pub alarm: Alarm,
+    /// Interrupts the processor's thread for the board's deadlines, once that thread is known.
+    alarm: OnceLock<Alarm>,
     /// Wakes the I/O thread: the serial port has output, or room again, or the machine has ended.
     pub wake: EventFd,
     /// The operator wants the machine to end now.
@@ -36,8 +36,7 @@ impl Shared {
     /// Nothing asked for, alarm off.
     pub fn new(lines: Arc<Lines>) -> nix::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        let alarm = Alarm::new()?;
-        let board = OnceLock::new();
+        let (board, alarm) = (OnceLock::new(), OnceLock::new());
         Ok(Self { board, lines, alarm, wake, stop: AtomicBool::new(false), ended: AtomicBool::new(false) })
     }
 
@@ -46,11 +45,29 @@ impl Shared {
         let _ = self.board.set(Arc::downgrade(board));
     }
 
+    /// The calling thread is the processor's: the alarm is to interrupt it. Once.
+    pub fn set_alarm(&self) -> nix::Result<()> {
+        let _ = self.alarm.set(Alarm::new()?);
+        Ok(())
+    }
+
     /// The board's next deadline is earlier than it was.
     pub fn deadline_moved(&self) {
         let board = self.board.get().and_then(Weak::upgrade);
-        if let Some(deadline) = board.and_then(|b| b.next_deadline()) {
-            self.alarm.no_later_than(deadline);
+        if let (Some(board), Some(alarm)) = (board, self.alarm.get())
+            && let Some(deadline) = board.next_deadline()
+        {
+            alarm.no_later_than(deadline);
+        }
+    }
+
+    /// Has the board serve the timers that are due, and sets the alarm for its next deadline. For the processor's thread.
+    pub fn keep_time(&self, board: &Board) {
+        let Some(alarm) = self.alarm.get() else { return };
+        alarm.passed(board.clock().now());
+        board.advance();
+        if let Some(deadline) = board.next_deadline() {
+            alarm.no_later_than(deadline);
         }
     }
 
@@ -72,6 +89,9 @@ impl Shared {
 
     /// Lets the I/O thread finish.
     pub fn end(&self) {
+        if let Some(alarm) = self.alarm.get() {
+            alarm.off();
+        }
         self.ended.store(true, Ordering::Release);
         self.wake();
     }
@@ -87,14 +107,7 @@ pub fn run(shared: &Shared, board: &Board, uplink: &Uplink, mut console: Console
             return;
         }
         let ready = wait(shared, uplink_open.then_some(uplink), &console);
-        let Some([alarm, wake, orders, stream]) = ready else { continue };
-        if !alarm.is_empty() {
-            shared.alarm.acknowledge();
-            board.advance();
-            if let Some(deadline) = board.next_deadline() {
-                shared.alarm.no_later_than(deadline);
-            }
-        }
+        let Some([wake, orders, stream]) = ready else { continue };
         if !wake.is_empty() {
             let _ = shared.wake.read();
         }
@@ -107,17 +120,17 @@ pub fn run(shared: &Shared, board: &Board, uplink: &Uplink, mut console: Console
     }
 }
 
-/// Waits for any of alarm, wake, uplink and console. None if a signal came first.
-fn wait(shared: &Shared, uplink: Option<&Uplink>, console: &Console) -> Option<[PollFlags; 4]> {
+/// Waits for any of wake, uplink and console. None if a signal came first.
+fn wait(shared: &Shared, uplink: Option<&Uplink>, console: &Console) -> Option<[PollFlags; 3]> {
     let input = PollFlags::POLLIN;
-    let mut places = vec![0, 1];
-    let mut fds = vec![PollFd::new(shared.alarm.as_fd(), input), PollFd::new(shared.wake.as_fd(), input)];
+    let mut places = vec![0];
+    let mut fds = vec![PollFd::new(shared.wake.as_fd(), input)];
     if let Some(uplink) = uplink {
-        places.push(2);
+        places.push(1);
         fds.push(PollFd::new(uplink.as_fd(), input));
     }
     if let Some((fd, flags)) = console.interest() {
-        places.push(3);
+        places.push(2);
         fds.push(PollFd::new(fd, flags));
     }
     match poll(&mut fds, PollTimeout::NONE) {
@@ -126,7 +139,7 @@ fn wait(shared: &Shared, uplink: Option<&Uplink>, console: &Console) -> Option<[
         // Only bad descriptors or a lack of kernel memory: let the loop try again, without spinning hot.
         Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
     }
-    let mut ready = [PollFlags::empty(); 4];
+    let mut ready = [PollFlags::empty(); 3];
     for (place, fd) in places.into_iter().zip(&fds) {
         ready[place] = fd.revents().unwrap_or(PollFlags::empty());
     }

@@ -1,27 +1,52 @@
 //! The signal that brings a processor's thread back, and the sleep of a halted processor.
+//!
+//! Two send it: other threads, which have raised a line before ([`Lines::kick`]), and the alarm, which nobody stands
+//! behind: its handler raises the machine's own request, so that the board is brought up to the present.
 #![allow(unsafe_code)]
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::sync::Arc;
 
 use nix::poll::ppoll;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use nix::sys::time::TimeSpec;
 
 use crate::cpu::Lines;
 
-extern "C" fn nothing(_: libc::c_int) {}
+thread_local! {
+    /// The wires of the processor that this thread runs.
+    static LINES: Cell<Option<&'static Arc<Lines>>> = const { Cell::new(None) };
+}
 
-/// Gives the kick signal a handler that does nothing, so that it interrupts system calls. Engines that need more
-/// install their own after.
+extern "C" fn on_kick(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel gives a handler with SA_SIGINFO a whole siginfo.
+    if unsafe { (*info).si_code } == libc::SI_TIMER
+        && let Some(lines) = LINES.get()
+    {
+        lines.request();
+    }
+}
+
+/// Handles the kick signal from here on. Engines that do more chain to this handler.
 pub fn install() -> nix::Result<()> {
-    let handler: extern "C" fn(libc::c_int) = nothing;
+    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_kick;
     // SAFETY: sigaction is plain data for which zero is valid: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as libc::sighandler_t;
-    action.sa_flags = libc::SA_ONSTACK;
-    // SAFETY: the structure is whole, and the handler touches nothing.
+    action.sa_flags = libc::SA_ONSTACK | libc::SA_SIGINFO;
+    // SAFETY: the structure is whole, and the handler touches nothing but plain data of its thread and atomics.
     let result = unsafe { libc::sigaction(Lines::kick_signal(), &action, std::ptr::null_mut()) };
     nix::errno::Errno::result(result).map(drop)
+}
+
+/// Says that the calling thread runs the processor behind `lines`. They are never freed: a signal that was sent may
+/// arrive late, and a processor lives as long as its process.
+pub fn adopt(lines: &Arc<Lines>) {
+    LINES.set(Some(Box::leak(Box::new(lines.clone()))));
+}
+
+/// Ends [`adopt`].
+pub fn release() {
+    LINES.set(None);
 }
 
 /// A signal mask with the kick signal alone.
@@ -40,13 +65,13 @@ fn mask(how: SigmaskHow) {
     unsafe { libc::pthread_sigmask(how as libc::c_int, &kick_set(), std::ptr::null_mut()) };
 }
 
-/// Sleeps until the kick signal arrives or `timeout` has passed, unless `ready` says already that there is something to
-/// do. A kick between that question and the sleep is not lost: the signal is blocked until the thread sleeps.
-pub fn sleep_until_kicked(timeout: Option<Duration>, ready: impl FnOnce() -> bool) {
+/// Sleeps until the kick signal arrives, unless `ready` says already that there is something to do. A kick between that
+/// question and the sleep is not lost: the signal is blocked until the thread sleeps.
+pub fn sleep_until_kicked(ready: impl FnOnce() -> bool) {
     mask(SigmaskHow::SIG_BLOCK);
     if !ready() {
         // An error is EINTR: the kick.
-        let _ = ppoll(&mut [], timeout.map(TimeSpec::from), Some(SigSet::empty()));
+        let _ = ppoll(&mut [], None, Some(SigSet::empty()));
     }
     mask(SigmaskHow::SIG_UNBLOCK);
 }

@@ -1,8 +1,8 @@
 //! The machine: RAM, board, processor and engine put together, and run to an end.
 //!
 //! The calling thread is the processor's: it runs the engine, does what the board asks of the machine, and sleeps while
-//! the guest is halted, until the board's next deadline or a kick. A second thread (`io`) watches the descriptors and,
-//! while the processor runs, the timers; it raises lines and kicks, and never touches the processor itself.
+//! the guest is halted. The board's deadlines interrupt this thread itself (`alarm`). A second thread (`io`) watches the
+//! descriptors; it raises lines and kicks, and never touches the processor itself.
 
 mod alarm;
 mod console;
@@ -13,12 +13,12 @@ mod kick;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::boot::tables::{self, Topology};
 use crate::boot::{BootError, Payload};
 use crate::chipset::{Board, BoardConfig, BoardEvent, Clock, Hook, Hooks};
-use crate::cpu::{CpuState, Lines, Vcpu, eflags, host_tsc, seg};
+use crate::cpu::{CpuModel, CpuState, Lines, Vcpu, eflags, host_tsc, seg};
 use crate::engine::{Engine, EngineError, Exit};
 use crate::mmu::{Flush, GuestRam, RamError};
 use crate::outcome::{Outcome, cause_chain};
@@ -51,6 +51,8 @@ pub enum MachineError {
 pub struct Parts {
     /// The kernel and what goes along.
     pub payload: Payload,
+    /// What the guest's processor is.
+    pub cpu: CpuModel,
     /// The first serial port's stream socket.
     pub console: Option<OwnedFd>,
     /// Requests in, reports out.
@@ -90,7 +92,8 @@ impl Machine {
     pub fn new(foundation: Foundation, parts: Parts) -> Result<Self, MachineError> {
         let Foundation { ram, engine, lines, shared } = foundation;
         let board = Self::board(&ram, &lines, &shared);
-        let vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
+        let mut vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
+        vcpu.model = parts.cpu;
         let mut machine = Self {
             ram,
             board,
@@ -149,6 +152,7 @@ impl Machine {
     }
 
     fn start_io(&mut self) -> Result<thread::JoinHandle<()>, MachineError> {
+        kick::adopt(&self.vcpu.lines);
         let (shared, board, uplink) = (self.shared.clone(), self.board.clone(), self.uplink.clone());
         let console = self.console.take().unwrap_or_else(|| Console::new(None));
         thread::Builder::new()
@@ -166,10 +170,12 @@ impl Machine {
             engine: self.engine.name().into(),
             startup_ns: self.counters.startup_ns,
         });
+        self.shared.keep_time(&self.board);
         let outcome = loop {
             let ended = match self.engine.run(&mut self.vcpu) {
                 Exit::Requested => {
                     self.counters.requests += 1;
+                    self.shared.keep_time(&self.board);
                     self.serve()
                 }
                 Exit::Halted => {
@@ -188,6 +194,7 @@ impl Machine {
             }
         };
         self.vcpu.lines.set_thread(0);
+        kick::release();
         self.log_state();
         outcome
     }
@@ -265,23 +272,17 @@ impl Machine {
         }
     }
 
-    /// Sleeps while the processor is halted: until the board's next deadline, or a kick.
+    /// Sleeps while the processor is halted: until the alarm goes off for the board's next deadline, or a kick.
     fn sleep(&mut self) {
-        let (board, lines) = (&self.board, &self.vcpu.lines);
-        // From here the deadline is this thread's to keep.
-        self.shared.alarm.off();
-        let deadline = board.next_deadline();
-        let timeout = deadline.map(|at| Duration::from_nanos(at.saturating_sub(board.clock().now())));
+        let lines = &self.vcpu.lines;
+        self.shared.keep_time(&self.board);
         let interruptible = self.vcpu.state.eflags & eflags::IF != 0;
         let blocked = self.vcpu.state.nmi_blocked;
         let awake = || lines.requested() || (lines.nmi() && !blocked) || (lines.intr() && interruptible);
-        if timeout != Some(Duration::ZERO) {
-            kick::sleep_until_kicked(timeout, awake);
-        }
-        board.advance();
-        if let Some(deadline) = board.next_deadline() {
-            self.shared.alarm.no_later_than(deadline);
-        }
+        kick::sleep_until_kicked(awake);
+        // Whatever was asked for is served next.
+        lines.take_request();
+        self.shared.keep_time(&self.board);
     }
 
     fn report(&self, report: &FromVmm) {

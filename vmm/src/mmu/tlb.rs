@@ -10,6 +10,8 @@ use super::walk::{Access, Translation, walk};
 use crate::cpu::{CpuState, Exception};
 
 const ENTRIES: usize = 1024;
+/// Filled places that are listed.
+const MAX_FILLED: usize = 256;
 /// No page-aligned address equals this, so it matches nothing.
 const NEVER: u32 = 1;
 /// Pending notices above which they collapse into one.
@@ -43,6 +45,9 @@ pub struct Mmu {
     /// RAM.
     pub ram: Arc<GuestRam>,
     entries: Box<[[Entry; ENTRIES]; 2]>,
+    /// Places of `entries` that were filled, the user half's from [`ENTRIES`] up, while they are few: a guest that switches
+    /// tasks fills a handful between two flushes.
+    filled: Vec<u16>,
     flushes: Vec<Flush>,
     code_writes: Vec<u64>,
     /// DR6 bits of data breakpoints hit by the instruction being executed; the engine raises #DB after it.
@@ -62,6 +67,7 @@ impl Mmu {
         Self {
             ram,
             entries: Box::new([[EMPTY; ENTRIES]; 2]),
+            filled: Vec::with_capacity(MAX_FILLED),
             flushes: vec![Flush::All],
             code_writes: Vec::new(),
             pending_debug: 0,
@@ -92,7 +98,12 @@ impl Mmu {
         let readable = !user || t.user;
         let writable = readable && t.writable_now && !self.ram.is_code(t.gpa);
         let tag = |ok: bool| if ok { page } else { NEVER };
-        self.entries[user as usize][(linear >> FRAME_SHIFT) as usize % ENTRIES] =
+        let place = (linear >> FRAME_SHIFT) as usize % ENTRIES;
+        let half = user as usize;
+        if self.entries[half][place].host.is_null() && self.filled.len() < MAX_FILLED {
+            self.filled.push((half * ENTRIES + place) as u16);
+        }
+        self.entries[half][place] =
             Entry { read: tag(readable), write: tag(writable), execute: tag(access == Access::Execute), host };
         Ok(t)
     }
@@ -117,7 +128,13 @@ impl Mmu {
 
     /// Forgets every software translation; the engine is not told. For when privilege rules or watched pages change.
     pub fn forget(&mut self) {
-        *self.entries = [[EMPTY; ENTRIES]; 2];
+        if self.filled.len() == MAX_FILLED {
+            // There may be more than are listed.
+            self.entries.iter_mut().for_each(|half| half.fill(EMPTY));
+        }
+        for place in self.filled.drain(..).map(usize::from) {
+            self.entries[place / ENTRIES][place % ENTRIES] = EMPTY;
+        }
     }
 
     /// Says that an engine took code from the frame of `gpa`: later stores to it are noted for [`Self::take_code_writes`].

@@ -28,10 +28,12 @@ impl Page {
     const MAPPED: u32 = 1;
     const WRITABLE: u32 = 2;
     const EXECUTED: u32 = 4;
+    const PARKED: u32 = 8;
+    const FLAGS: u32 = 4;
 
-    /// Physical frame number, meaningful if mapped or executed.
+    /// Physical frame number, meaningful if mapped, executed or parked.
     pub fn frame(self) -> u32 {
-        self.0 >> 3
+        self.0 >> Self::FLAGS
     }
     /// The host mapping exists.
     pub fn mapped(self) -> bool {
@@ -45,13 +47,20 @@ impl Page {
     pub fn executed(self) -> bool {
         self.0 & Self::EXECUTED != 0
     }
-    /// Nothing is known of the page.
+    /// Of the page, only a host mapping of `frame` is left, that nothing can use.
+    fn parked(self) -> bool {
+        self.0 & Self::PARKED != 0
+    }
+    /// Nothing is known of the guest's page.
     pub fn is_empty(self) -> bool {
         self.0 & (Self::MAPPED | Self::EXECUTED) == 0
     }
     fn new(frame: u32, mapped: bool, writable: bool, executed: bool) -> Self {
         let flags = [(mapped, Self::MAPPED), (writable, Self::WRITABLE), (executed, Self::EXECUTED)];
-        Self(flags.iter().filter(|(on, _)| *on).fold(frame << 3, |bits, (_, flag)| bits | flag))
+        Self(flags.iter().filter(|(on, _)| *on).fold(frame << Self::FLAGS, |bits, (_, flag)| bits | flag))
+    }
+    fn park(frame: u32) -> Self {
+        Self(frame << Self::FLAGS | Self::PARKED)
     }
 }
 
@@ -108,6 +117,8 @@ pub struct Window {
     pub vmas: usize,
     /// Pages mapped now.
     pub mapped: usize,
+    /// Pages parked now.
+    parked: usize,
     /// Parts of the record that exist, each for 4 MiB of the window.
     pub parts: usize,
 }
@@ -115,7 +126,8 @@ pub struct Window {
 impl Window {
     /// The empty window at host address `base`, a value of [`Arena::window`] that no other window uses.
     pub fn new(ram: Arc<GuestRam>, base: u64) -> Self {
-        Self { ram, base, chunks: (0..1 << (20 - CHUNK_BITS)).map(|_| None).collect(), vmas: 0, mapped: 0, parts: 0 }
+        let chunks = (0..1 << (20 - CHUNK_BITS)).map(|_| None).collect();
+        Self { ram, base, chunks, vmas: 0, mapped: 0, parked: 0, parts: 0 }
     }
 
     /// What is known of page number `page`.
@@ -138,13 +150,39 @@ impl Window {
     /// Marks `page` as executed from `frame`. A mapping of another frame is gone by then: the caller has synchronised.
     pub fn set_executed(&mut self, page: u32, frame: u32) {
         let p = self.page(page);
+        if p.parked() && self.reserve(page, 1) {
+            self.parked -= 1;
+        }
         *self.slot(page) = Page::new(frame, p.mapped() && p.frame() == frame, p.writable() && p.frame() == frame, true);
     }
 
     /// Maps `count` pages from `page` to frames `frame…`, which are contiguous RAM. False if the kernel refused.
     pub fn map(&mut self, page: u32, frame: u32, count: u32, writable: bool) -> bool {
+        // Where the kernel's mappings are right already, to change their rights costs a third of making them anew.
+        let shown = (0..count).all(|i| {
+            let p = self.page(page + i);
+            (p.mapped() || p.parked()) && p.frame() == frame + i
+        });
+        if !(if shown {
+            self.set_rights(page, count, access(writable))
+        } else {
+            self.show(page, frame, count, writable)
+        }) {
+            return false;
+        }
+        for i in 0..count {
+            let executed = self.page(page + i).executed();
+            let was = std::mem::replace(self.slot(page + i), Page::new(frame + i, true, writable, executed));
+            self.mapped += !was.mapped() as usize;
+            self.parked -= was.parked() as usize;
+        }
+        self.vmas += 2;
+        true
+    }
+
+    /// Has the kernel map what [`Self::map`] says.
+    fn show(&self, page: u32, frame: u32, count: u32, writable: bool) -> bool {
         let Some(offset) = self.ram.offset_of((frame as u64) << FRAME_SHIFT) else { return false };
-        let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         let populate = if count <= 64 { libc::MAP_POPULATE } else { 0 };
         // SAFETY: the range lies inside this window's part of the arena, which holds only guest pages: no Rust object
         // lives there, and Rust code never forms a reference into it.
@@ -152,34 +190,29 @@ impl Window {
             libc::mmap(
                 self.host(page),
                 count as usize * FRAME_SIZE,
-                prot,
+                access(writable),
                 libc::MAP_SHARED | libc::MAP_FIXED | populate,
                 self.ram.fd().as_raw_fd(),
                 offset as i64,
             )
         };
-        if at == libc::MAP_FAILED {
-            return false;
-        }
-        for i in 0..count {
-            let executed = self.page(page + i).executed();
-            let was = std::mem::replace(self.slot(page + i), Page::new(frame + i, true, writable, executed));
-            self.mapped += !was.mapped() as usize;
-        }
-        self.vmas += 2;
-        true
+        at != libc::MAP_FAILED
     }
 
-    /// Takes away or gives back the right to store to `count` mapped pages. False if the kernel refused.
-    pub fn protect(&mut self, page: u32, count: u32, writable: bool) -> bool {
-        let prot = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        // SAFETY: as in `map`.
-        if unsafe { libc::mprotect(self.host(page), count as usize * FRAME_SIZE, prot) } != 0 {
+    /// Has the kernel give `count` pages the access rights `prot`.
+    fn set_rights(&self, page: u32, count: u32, prot: libc::c_int) -> bool {
+        // SAFETY: as in `show`.
+        unsafe { libc::mprotect(self.host(page), count as usize * FRAME_SIZE, prot) == 0 }
+    }
+
+    /// Takes away the right to store to `count` mapped pages. False if the kernel refused.
+    pub fn protect(&mut self, page: u32, count: u32) -> bool {
+        if !self.set_rights(page, count, access(false)) {
             return false;
         }
         for i in 0..count {
             let p = self.page(page + i);
-            *self.slot(page + i) = Page::new(p.frame(), p.mapped(), writable && p.mapped(), p.executed());
+            *self.slot(page + i) = Page::new(p.frame(), p.mapped(), false, p.executed());
         }
         self.vmas += 2;
         true
@@ -193,6 +226,26 @@ impl Window {
         for i in 0..count {
             let was = std::mem::take(self.slot(page + i));
             self.mapped -= was.mapped() as usize;
+            self.parked -= was.parked() as usize;
+        }
+        self.vmas += 2;
+        true
+    }
+
+    /// Forgets `count` pages, of which nothing can be reached any more. What the kernel holds of them is kept: a guest
+    /// that maps a page again often gets the frame back that it has just freed.
+    pub fn park(&mut self, page: u32, count: u32) -> bool {
+        if !self.set_rights(page, count, libc::PROT_NONE) {
+            return false;
+        }
+        for i in 0..count {
+            let was = self.page(page + i);
+            if was.mapped() {
+                self.mapped -= 1;
+                self.parked += 1;
+            }
+            let kept = was.mapped() || was.parked();
+            *self.slot(page + i) = if kept { Page::park(was.frame()) } else { Page::default() };
         }
         self.vmas += 2;
         true
@@ -202,10 +255,10 @@ impl Window {
     pub fn count_vmas(&mut self) {
         let mut count = 1;
         let mut last: Option<(u32, Page)> = None;
-        for (n, p) in self.known(0, 1 << 20).filter(|(_, p)| p.mapped()) {
-            let joined = last.is_some_and(|(m, q)| {
-                m + 1 == n && q.frame().wrapping_add(1) == p.frame() && q.writable() == p.writable()
-            });
+        for (n, p) in self.noted(0, 1 << 20).filter(|(_, p)| p.mapped() || p.parked()) {
+            let rights = |p: Page| (p.mapped(), p.writable());
+            let joined = last
+                .is_some_and(|(m, q)| m + 1 == n && q.frame().wrapping_add(1) == p.frame() && rights(q) == rights(p));
             let after_gap = last.is_none_or(|(m, _)| m + 1 != n);
             count += if joined { 0 } else { 1 + after_gap as usize };
             last = Some((n, p));
@@ -221,20 +274,28 @@ impl Window {
 
     /// Unmaps and forgets everything.
     pub fn clear(&mut self) -> bool {
-        if self.mapped != 0 && !self.reserve(0, 1 << 20) {
+        if self.mapped + self.parked != 0 && !self.reserve(0, 1 << 20) {
             return false;
         }
         self.chunks.iter_mut().for_each(|c| *c = None);
-        (self.mapped, self.vmas, self.parts) = (0, 0, 0);
+        (self.mapped, self.parked, self.vmas, self.parts) = (0, 0, 0, 0);
         true
     }
 
     /// The pages known of in `from..to`, in order.
     pub fn known(&self, from: u32, to: u32) -> impl Iterator<Item = (u32, Page)> + '_ {
+        self.noted(from, to).filter(|(_, p)| !p.is_empty())
+    }
+
+    /// The records of `from..to`, as far as they exist, in order.
+    fn noted(&self, from: u32, to: u32) -> impl Iterator<Item = (u32, Page)> + '_ {
         (from >> CHUNK_BITS..=(to.saturating_sub(1)) >> CHUNK_BITS)
-            .filter_map(|c| Some((c, self.chunks.get(c as usize)?.as_ref()?)))
-            .flat_map(|(c, chunk)| chunk.iter().enumerate().map(move |(i, p)| ((c << CHUNK_BITS) + i as u32, *p)))
-            .filter(move |(page, p)| (from..to).contains(page) && !p.is_empty())
+            .filter_map(|c| Some((c << CHUNK_BITS, self.chunks.get(c as usize)?.as_ref()?)))
+            .flat_map(move |(first, chunk)| {
+                let (start, end) = (from.max(first) - first, (to - first).min(CHUNK as u32));
+                let pages = chunk.get(start as usize..end as usize).unwrap_or_default();
+                (first + start..).zip(pages.iter().copied())
+            })
     }
 
     fn host(&self, page: u32) -> *mut libc::c_void {
@@ -242,7 +303,7 @@ impl Window {
     }
 
     fn reserve(&self, page: u32, count: u64) -> bool {
-        // SAFETY: as in `map`; the range becomes inaccessible.
+        // SAFETY: as in `show`; the range becomes inaccessible.
         let at = unsafe {
             libc::mmap(
                 self.host(page),
@@ -255,6 +316,11 @@ impl Window {
         };
         at != libc::MAP_FAILED
     }
+}
+
+/// Access rights of a page that the guest can reach.
+fn access(writable: bool) -> libc::c_int {
+    libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 }
 }
 
 impl Drop for Window {

@@ -6,6 +6,8 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::chipset::platform as at;
 
+mod ticks;
+
 struct Bench {
     board: Arc<Board>,
     lines: Arc<Lines>,
@@ -107,10 +109,10 @@ fn pit_through_the_ioapic() {
     let due = b.board.next_deadline().unwrap();
     b.pass(due - b.ns.load(Ordering::Relaxed));
     assert_eq!(b.board.acknowledge(0), Some(0x50));
-    b.pass(due);
+    b.pass(1_000_000);
     assert!(!b.lines.intr(), "in service");
     b.apic(0xb0, 0);
-    assert_eq!(b.board.acknowledge(0), Some(0x50), "all that was missed is one");
+    assert_eq!(b.board.acknowledge(0), Some(0x50));
     b.apic(0xb0, 0);
     assert_eq!(b.board.acknowledge(0), None);
 }
@@ -392,7 +394,7 @@ fn random_host_step(b: &Bench, rng: &mut SmallRng, value: u64) {
     let mut out = Vec::new();
     match rng.random_range(0..8) {
         0 => _ = b.board.serial_input(&[value as u8; 100]),
-        1 => b.board.take_serial_output(&mut out),
+        1 => _ = b.board.take_serial_output(&mut out),
         2 => b.board.set_irq(value as u8, rng.random()),
         3 => b.board.set_pci_irq(value as u8, (value >> 8) as u8, rng.random()),
         4 => b.board.deliver_msi(0xfee0_0000 | value & 0xfffff, value as u32),

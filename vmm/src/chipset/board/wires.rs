@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::BoardEvent;
 use crate::chipset::acpi_pm::AcpiPm;
 use crate::chipset::fw_cfg::{FwCfg, key};
-use crate::chipset::hpet::{Hpet, Wire};
+use crate::chipset::hpet::Hpet;
 use crate::chipset::i8042::I8042;
 use crate::chipset::i8254::I8254;
 use crate::chipset::i8259::I8259Pair;
@@ -193,7 +193,7 @@ impl Inner {
     }
 
     /// An edge on `line`.
-    fn pulse(&mut self, line: u8) {
+    pub fn pulse(&mut self, line: u8) {
         if self.levels.get(usize::from(line)) == Some(&0) {
             self.set_line(line, true);
             self.pump();
@@ -202,10 +202,22 @@ impl Inner {
     }
 
     /// True if `line` reaches a processor by either controller.
-    fn is_open(&self, line: u8) -> bool {
-        let pair_wired = self.lapics.first().is_some_and(Lapic::lint0_ext_int) || self.ioapic.is_open(0);
-        let pin = if line == IRQ_PIT { IOAPIC_PIN_PIT } else { line };
-        (pair_wired && self.pic.is_open(line)) || self.ioapic.is_open(pin)
+    pub fn is_open(&self, line: u8) -> bool {
+        self.is_open_in_pair(line) || self.ioapic.is_open(pin_of(line))
+    }
+
+    fn is_open_in_pair(&self, line: u8) -> bool {
+        let wired = self.lapics.first().is_some_and(Lapic::lint0_ext_int) || self.ioapic.is_open(0);
+        wired && self.pic.is_open(line)
+    }
+
+    /// True while an edge of `line` waits for a processor to acknowledge it.
+    pub fn is_waiting(&self, line: u8) -> bool {
+        if self.is_open_in_pair(line) && self.pic.is_requested(line) {
+            return true;
+        }
+        let Some((message, here)) = self.ioapic.route(pin_of(line)) else { return false };
+        here || self.lapics.iter().any(|apic| apic.matches(&message) && apic.is_requested(message.vector))
     }
 
     /// Drives interrupt pin `pin` of PCI device `device`.
@@ -228,28 +240,8 @@ impl Inner {
         (0..16).for_each(|irq| self.drive(irq, Source::Pci, up & 1 << irq != 0));
     }
 
-    /// Brings every timer up to `now`.
-    pub fn advance(&mut self, now: u64, clock: &Clock) {
-        for lapic in &mut self.lapics {
-            if now >= lapic.timer_due()
-                && let Some(tsc) = lapic.advance(now, clock.tsc())
-            {
-                lapic.set_tsc_deadline(tsc, clock.ns_at_tsc(tsc).max(now.saturating_add(1)));
-            }
-        }
-        let replaced = self.hpet.replaces_legacy();
-        if self.pit.advance(now) && !replaced {
-            self.pulse(IRQ_PIT);
-        }
-        self.rtc.advance(now);
-        self.hpet.advance(now);
-        self.pm.advance(now);
-        self.uart.advance(now);
-        self.chip_lines();
-    }
-
     /// Carries the chips' outputs to their lines.
-    fn chip_lines(&mut self) {
+    pub fn chip_lines(&mut self) {
         self.drive(IRQ_COM1, Source::Uart, self.uart.irq());
         self.drive(IRQ_RTC, Source::Rtc, self.rtc.irq() && !self.hpet.replaces_legacy());
         let (keyboard, mouse) = self.kbc.irqs();
@@ -257,23 +249,6 @@ impl Inner {
         self.drive(IRQ_AUX, Source::Keyboard, mouse);
         self.drive(IRQ_SCI, Source::Sci, self.pm.sci());
         self.hpet_lines();
-    }
-
-    fn hpet_lines(&mut self) {
-        let line = |wire| match wire {
-            Wire::Isa(irq) => irq,
-            Wire::Pin(pin) => pin,
-        };
-        let mut up = 0u32;
-        for i in 0..Hpet::COMPARATORS {
-            up |= self.hpet.level(i).map_or(0, |wire| 1 << line(wire));
-            if let Some(wire) = self.hpet.take_pulse(i) {
-                self.pulse(line(wire));
-            }
-        }
-        for line in [IRQ_PIT, IRQ_RTC].into_iter().chain(16..PINS as u8) {
-            self.drive(line, Source::Hpet, up & 1 << line != 0);
-        }
     }
 
     /// A rising edge of counter 0 that a register write made.
@@ -292,6 +267,7 @@ impl Inner {
         self.chip_lines();
         self.kbc.pump();
         self.chip_lines();
+        self.make_good();
         self.pump();
         for i in 0..self.lines.len() {
             let level = self.wants_interrupt(i);
@@ -310,20 +286,6 @@ impl Inner {
         signals
     }
 
-    fn deadline(&self) -> u64 {
-        let gated = |line, due: u64| if due != NEVER && self.is_open(line) { due } else { NEVER };
-        let legacy = |line, due| if self.hpet.replaces_legacy() { NEVER } else { gated(line, due) };
-        let hpet = self.hpet.deadline(|wire| match wire {
-            Wire::Isa(line) | Wire::Pin(line) => self.is_open(line),
-        });
-        let board = legacy(IRQ_PIT, self.pit.deadline())
-            .min(legacy(IRQ_RTC, self.rtc.deadline()))
-            .min(hpet)
-            .min(gated(IRQ_SCI, self.pm.deadline()))
-            .min(gated(IRQ_COM1, self.uart.deadline()));
-        self.lapics.iter().fold(board, |least, apic| least.min(apic.deadline()))
-    }
-
     /// The deadline, which the machine knows from now on.
     pub fn announce_deadline(&mut self) -> u64 {
         self.announced = self.deadline();
@@ -336,4 +298,9 @@ impl Inner {
         self.refused_input = taken < bytes.len();
         taken
     }
+}
+
+/// The IOAPIC pin that interrupt line `line` is wired to.
+fn pin_of(line: u8) -> u8 {
+    if line == IRQ_PIT { IOAPIC_PIN_PIT } else { line }
 }

@@ -212,6 +212,11 @@ impl Lapic {
         if self.tpr >> 4 >= service >> 4 { self.tpr } else { service & 0xf0 }
     }
 
+    /// True while `vector` is requested and not yet acknowledged: another request would be lost in it.
+    pub fn is_requested(&self, vector: u8) -> bool {
+        self.irr.get(vector)
+    }
+
     /// The vector that would be delivered now.
     pub fn pending(&self) -> Option<u8> {
         self.irr.highest().filter(|v| self.software_enabled() && v >> 4 > self.priority() >> 4)

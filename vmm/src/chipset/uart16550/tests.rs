@@ -46,15 +46,40 @@ fn transmitter_interrupts_and_holds_back() {
     assert!(u.irq());
     assert_eq!(u.read(2, 0), 0xc2);
     assert!(!u.irq(), "reading IIR clears it");
-    for _ in 0..OUTPUT_LIMIT + 5 {
+    while u.read(5, 0) & 0x20 != 0 {
         u.write(0, b'x', 0);
     }
-    assert_eq!(u.read(5, 0) & 0x60, 0, "full: the guest waits");
+    assert_eq!(u.read(5, 0) & 0x60, 0, "busy: the guest waits");
     assert!(!u.irq());
     let mut out = Vec::new();
-    u.drain(&mut out);
-    assert_eq!(out.len(), OUTPUT_LIMIT);
+    assert_eq!(u.drain(&mut out), 0);
+    assert!(out.len() > OUTPUT_LIMIT - FIFO && out.len() <= OUTPUT_LIMIT);
     assert!(u.irq() && u.read(5, 0) & 0x60 == 0x60);
+}
+
+#[test]
+fn a_guest_that_fills_the_fifo_at_each_interrupt_loses_nothing() {
+    let mut u = running();
+    u.write(1, 7, 0);
+    let mut sent = 0;
+    while u.irq() {
+        assert_eq!(u.read(2, 0), 0xc2);
+        (0..FIFO).for_each(|_| u.write(0, b'x', 0));
+        sent += FIFO;
+    }
+    let mut out = Vec::new();
+    assert_eq!((u.drain(&mut out), out.len()), (0, sent));
+    assert!(u.irq(), "room again");
+}
+
+#[test]
+fn a_guest_that_does_not_wait_overruns_and_is_told_on() {
+    let mut u = running();
+    (0..OUTPUT_LIMIT + 5).for_each(|i| u.write(0, i as u8, 0));
+    u.reset();
+    let mut out = Vec::new();
+    assert_eq!((u.drain(&mut out), out.len()), (5, OUTPUT_LIMIT), "memory is bounded");
+    assert_eq!(u.drain(&mut out), 0, "told once");
 }
 
 #[test]

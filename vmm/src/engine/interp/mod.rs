@@ -15,7 +15,6 @@ mod boundary;
 mod cache;
 mod control;
 mod decode;
-mod features;
 mod flags;
 mod io;
 mod moves;

@@ -5,11 +5,11 @@ use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use super::alu::{self, kind as alu_kind};
 use super::bits::{self, kind as bit_kind};
 use super::decode::width_of;
-use super::features::{announced, available};
 use super::operand::{Handler, IMM, NONE, Op, flag};
 use super::shift::{self, kind as shift_kind};
 use super::{control, io, moves, multiply, random, segments, simd, stack, string, system};
 use crate::cpu::{Vcpu, eflags, seg};
+use crate::engine::features::{announced, available};
 
 /// The instance of a handler for an operand of `$width` bytes.
 macro_rules! sized {
@@ -52,12 +52,12 @@ macro_rules! by_condition {
 /// Completes `op` with what executes it.
 pub(super) fn select(v: &Vcpu, i: &Instruction, op: &mut Op) {
     if let Some(run) = integer(i, op) {
-        op.run = if available(v, i) { run } else { substitute(i, op).unwrap_or(control::undefined) };
+        op.run = if available(&v.model, i) { run } else { substitute(i, op).unwrap_or(control::undefined) };
         return;
     }
     if simd::is_simd(i.code()) {
         op.flags |= flag::FULL;
-    } else if i.cpuid_features().iter().all(|f| announced(v, *f)) {
+    } else if i.cpuid_features().iter().all(|f| announced(&v.model, *f)) {
         op.flags |= flag::FULL | flag::UNSUPPORTED;
     }
 }

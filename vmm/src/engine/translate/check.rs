@@ -4,7 +4,8 @@
 //! checker decodes a finished block from its bytes, from scratch and sharing no code with the emitter, and proves:
 //!
 //! * every byte belongs to exactly one instruction, and branches lead to instructions, to the common code that is meant
-//!   for them, or to the main entry of a live block;
+//!   for them, or to where a live block may be come into: its main entry, or the start of an instruction at which all
+//!   guest state is in place;
 //! * every memory operand is inside a window or is one of the few fields of the context that emitted code uses
 //!   ([`memory`]);
 //! * no instruction changes segments, enters the kernel, is privileged, or touches RSP, r12, r13 or r15 ([`permitted`]);
@@ -51,8 +52,9 @@ pub struct Subject<'a> {
     pub restarts_load_fp: bool,
     /// The common code.
     pub trampolines: &'a Trampolines,
-    /// True for the main entry of a live block.
-    pub linked: &'a dyn Fn(u64) -> bool,
+    /// True where a direct branch may come into a live block; the flag says that guest x87, SSE and AVX state is in host
+    /// registers.
+    pub linked: &'a dyn Fn(u64, bool) -> bool,
 }
 
 /// A rule that a block breaks.
@@ -237,10 +239,7 @@ impl Translator {
         self.stats.checked += 1;
         let block = self.registry.block(id);
         let code = self.cache.read(block.start, block.length as usize);
-        let linked = |target: u64| {
-            let found = self.registry.containing(target).map(|id| self.registry.block(id));
-            found.is_some_and(|b| b.live && target == b.start + b.main as u64)
-        };
+        let linked = |target: u64, fp: bool| self.registry.is_entry(target, fp);
         let origins: Vec<Origin> = block.origins.collect();
         let subject = Subject {
             code: &code,

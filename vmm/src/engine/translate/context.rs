@@ -10,8 +10,9 @@ use crate::cpu::Segment;
 pub mod host {
     /// Holds [`super::INDEX_MASK`], for `pext`.
     pub const MASK: u8 = 12;
-    /// Holds 30: the shift from a linear address to its quarter of the address space.
-    pub const QUARTER: u8 = 13;
+    /// Holds the address of the [`super::super::tripwire`]. Its low five bits are 30: as a count it is the shift from a
+    /// linear address to its quarter of the address space.
+    pub const TRIPWIRE: u8 = 13;
     /// Guest ESP.
     pub const ESP: u8 = 14;
     /// Points at the [`super::Context`].
@@ -31,6 +32,9 @@ pub const SITE_INDIRECT: u32 = u32::MAX - 1;
 pub const SITE_KICKED: u32 = u32::MAX - 2;
 /// Value of `Context::site` when entering was abandoned because of a pending kick.
 pub const SITE_ABANDONED: u32 = u32::MAX - 3;
+/// Value of `Context::site` when a block or the code after a call was come to for another EIP: it is in
+/// `Context::branch`, and `Context::fault_rip` is where.
+pub const SITE_TRIPPED: u32 = u32::MAX - 4;
 
 /// The part of a processor that emitted code works on. Its layout is known to the emitter: fields are reached by
 /// `offset_of!`, the hot ones within a signed byte of the start.
@@ -79,6 +83,8 @@ pub struct Context {
     pub window: u64,
     /// Top of the return stack; see `returns`.
     pub return_stack: u64,
+    /// Address of the tripwire.
+    pub tripwire: u64,
     /// Address of `CpuState::xsave`.
     pub xsave: u64,
     /// MXCSR that Rust code expects.

@@ -1,12 +1,13 @@
 //! Stage 1: guest bytes to instructions, along one trace.
 //!
-//! A trace starts at one EIP, follows fall-through and direct jumps, and stays in one page: what happens between pages
-//! is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
+//! A trace starts at one EIP, follows fall-through and direct jumps, and ends where it meets code that is translated
+//! already. It stays in one page: what happens between pages is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
 //! from a copy of the page, so a guest that rewrites it meanwhile changes nothing half-way.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use crate::cpu::Vcpu;
+use crate::cpu::{CpuModel, Vcpu};
+use crate::engine::features;
 use crate::mmu::{Access, FRAME_SIZE, walk};
 
 /// Guest instructions in a trace at most.
@@ -42,14 +43,15 @@ impl Trace {
     }
 }
 
-/// Decodes the trace at `eip` from `page`, the bytes of its page, into `trace`; code is 32-bit with base 0.
-pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
+/// Decodes the trace at `eip` from `page`, the bytes of its page, into `trace`; code is 32-bit with base 0. The trace ends
+/// where `known`, given an EIP, says that there is a translation to go on in.
+pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32) -> bool, trace: &mut Trace) {
     (trace.eip, trace.second, trace.next) = (eip, None, eip);
     trace.instructions.clear();
     let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
     let mut jumps = 0;
     while trace.instructions.len() < MAX_INSTRUCTIONS {
-        let insn = match one(&mut decoder, trace.next) {
+        let insn = match one(&vcpu.model, &mut decoder, trace.next) {
             Ok(insn) => insn,
             Err(DecoderError::NoMoreBytes) if trace.instructions.is_empty() => return straddling(vcpu, page, trace),
             Err(_) => break,
@@ -71,7 +73,8 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], trace: &mut Trace)
             }
             _ => break,
         }
-        if (trace.next ^ eip) & !0xfff != 0 {
+        // What follows STI is translated with it.
+        if (trace.next ^ eip) & !0xfff != 0 || (insn.mnemonic() != Mnemonic::Sti && known(trace.next)) {
             break;
         }
     }
@@ -92,21 +95,26 @@ fn straddling(vcpu: &Vcpu, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
     bytes[..tail.len()].copy_from_slice(tail);
     let mut decoder = Decoder::with_ip(32, &bytes[..tail.len() + 15], trace.eip as u64, DecoderOptions::NONE);
     let insn = decoder.decode();
-    if decoder.last_error() == DecoderError::None && insn.len() > tail.len() {
+    if decoder.last_error() == DecoderError::None && insn.len() > tail.len() && offered(&vcpu.model, &insn) {
         trace.next = insn.next_ip32();
         trace.instructions.push(insn);
         trace.second = Some(second.gpa & !0xfff);
     }
 }
 
-/// The instruction at `at`, if it is valid and ends inside the page that `decoder` is over.
-fn one(decoder: &mut Decoder<'_>, at: u32) -> Result<Instruction, DecoderError> {
+/// False if the guest's processor is short of a feature that the host has and `insn` needs.
+fn offered(model: &CpuModel, insn: &Instruction) -> bool {
+    !model.reduced() || features::available(model, insn)
+}
+
+/// The instruction at `at`, if it is valid, of this processor, and ends inside the page that `decoder` is over.
+fn one(model: &CpuModel, decoder: &mut Decoder<'_>, at: u32) -> Result<Instruction, DecoderError> {
     // The offset lies inside the page.
     let _ = decoder.set_position(at as usize % FRAME_SIZE);
     decoder.set_ip(at as u64);
     let insn = decoder.decode();
     match decoder.last_error() {
-        DecoderError::None if insn.len() <= 15 => Ok(insn),
+        DecoderError::None if insn.len() <= 15 && offered(model, &insn) => Ok(insn),
         DecoderError::None => Err(DecoderError::InvalidInstruction),
         error => Err(error),
     }

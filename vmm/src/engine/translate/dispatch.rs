@@ -4,16 +4,18 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
-use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED};
-use super::link::{BranchTable, Page};
+use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
+use super::link::{Entry, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
-use super::{MAX_LEARNT, MAX_TABLES, Translator, decode, execute, translate};
+use super::{MAX_LEARNT, Translator, decode, execute, translate};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
 use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation, peek, walk};
 
 /// Faults of one instruction into devices after which it is interpreted without trying.
 const DEVICE_FAULTS: u32 = 4;
+/// Times that a block or the code after a call is come to for another EIP before it expects that.
+const TRIPS: u32 = 6;
 /// Host trap number of a page fault.
 const TRAP_PAGE_FAULT: u32 = 14;
 /// Host page-fault error bit: the access was a write.
@@ -28,6 +30,17 @@ pub struct Active {
     code_window: usize,
     /// [`Shadow::version`](crate::mmu::Shadow::version) then.
     version: u64,
+}
+
+/// A guest page fault that is being handled, and what was to be accessed.
+#[derive(Clone, Copy)]
+pub struct Awaited {
+    eip: u32,
+    cr3: u32,
+    cpl: u8,
+    rights: Rights,
+    linear: u32,
+    write: bool,
 }
 
 /// How to get to a block again without asking anyone.
@@ -52,18 +65,18 @@ impl Routes {
         Self(vec![None; ROUTES].into())
     }
 
-    fn index(eip: u32, mode: Mode) -> usize {
-        (eip ^ eip >> 11 ^ (mode.user() as u32) << 5) as usize % ROUTES
+    fn index(eip: u32, mode: Mode, cr3: u32) -> usize {
+        (eip ^ eip >> 11 ^ cr3 >> 12 ^ (mode.user() as u32) << 5) as usize % ROUTES
     }
 
     fn find(&self, eip: u32, mode: Mode, cr3: u32, version: u64) -> Option<Route> {
-        let (at, made, route) = self.0[Self::index(eip, mode)]?;
+        let (at, made, route) = self.0[Self::index(eip, mode, cr3)]?;
         let same = at == eip && made == version && route.active.mode == mode && route.active.cr3 == cr3;
         same.then_some(route)
     }
 
     fn add(&mut self, eip: u32, version: u64, route: Route) {
-        self.0[Self::index(eip, route.active.mode)] = Some((eip, version, route));
+        self.0[Self::index(eip, route.active.mode, route.active.cr3)] = Some((eip, version, route));
     }
 }
 
@@ -92,10 +105,13 @@ impl Translator {
 
     fn translated(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Flow<()> {
         let eip = vcpu.state.eip;
-        if let Some(route) = self.routes.find(eip, mode, vcpu.state.cr3, self.version())
-            && self.unlinked.is_none()
-            && !std::mem::take(&mut self.missed)
-        {
+        if let Some(a) = self.awaited.filter(|a| (a.eip, a.cr3, a.cpl) == (eip, vcpu.state.cr3, vcpu.state.cpl)) {
+            self.awaited = None;
+            self.shadow.anticipate(&vcpu.state, a.rights, a.linear, a.write);
+        }
+        let missed = std::mem::take(&mut self.missed);
+        let wanted = self.unlinked.is_none() && !missed;
+        if wanted && let Some(route) = self.route(vcpu, mode) {
             self.context.target = route.target;
             if self.active != Some(route.active) {
                 self.stats.activations += 1;
@@ -112,16 +128,14 @@ impl Translator {
         };
         let active = self.activate(vcpu, mode);
         let key = Key { eip, gpa: t.gpa, mode };
-        let id = match self.registry.find(&key) {
-            Some(id) if self.second_page_holds(vcpu, active, id) => id,
-            _ => self.translate(vcpu, key, &t),
-        };
-        self.enter_in_table(vcpu, active, key, &t, id);
+        self.note_executed(vcpu, active, key, &t);
+        let inside = if missed { None } else { self.registry.entry(&key, false) };
+        let entry = inside.unwrap_or_else(|| self.head(vcpu, active, key, &t));
         if let Some(site) = self.unlinked.take() {
-            self.link(site, id, &t);
+            self.link(site, entry, &t);
         }
-        let block = self.registry.block(id);
-        self.context.target = block.start + block.main as u64;
+        let block = self.registry.block(entry.block);
+        self.context.target = block.start + entry.offset as u64;
         if block.second.is_none() {
             let c = &self.context;
             let (window, quarters, branches) = (c.window, c.quarters, c.branches);
@@ -131,9 +145,33 @@ impl Translator {
         self.go(vcpu)
     }
 
+    /// The start of the block for `key`, translated if need be; the table leads there from now on.
+    fn head(&mut self, vcpu: &mut Vcpu, active: Active, key: Key, t: &Translation) -> Entry {
+        let id = match self.registry.find(&key) {
+            Some(id) if self.second_page_holds(vcpu, active, id) => id,
+            _ => self.translate(vcpu, key, t),
+        };
+        let block = self.registry.block(id);
+        let main = block.start + block.main as u64;
+        self.tables.insert((active.code_window, key.mode), key.eip, block.start, main);
+        Entry { block: id, offset: block.main }
+    }
+
+    /// A way to the block at EIP that was taken before and is still right.
+    fn route(&mut self, vcpu: &mut Vcpu, mode: Mode) -> Option<Route> {
+        let (eip, cr3) = (vcpu.state.eip, vcpu.state.cr3);
+        let route = self.routes.find(eip, mode, cr3, self.version())?;
+        if self.fresh.contains(&route.active.code_window) {
+            return Some(route);
+        }
+        // The guest has flushed translations since: what it changed may lead elsewhere.
+        self.activate(vcpu, mode);
+        self.routes.find(eip, mode, cr3, self.version())
+    }
+
     /// Changes whenever a route may have become wrong: translations went, or windows mean something else.
     pub(super) fn version(&self) -> u64 {
-        self.generation + self.shadow.version()
+        self.generation + self.table_drops + self.shadow.version()
     }
 
     /// True unless block `id` runs over into a page that is no longer where it was.
@@ -188,11 +226,40 @@ impl Translator {
                     self.save(vcpu);
                     self.context.branch
                 }
+                SITE_TRIPPED => {
+                    self.tripped();
+                    self.missed = true;
+                    self.save(vcpu);
+                    self.context.branch
+                }
                 SITE_ABANDONED => return Ok(()),
                 index => return self.leave(vcpu, index),
             };
             vcpu.state.eip = eip;
             return Ok(());
+        }
+    }
+
+    /// The code at `fault_rip` was come to for another EIP than its own. Where that happens often, it is translated so
+    /// that it costs less.
+    fn tripped(&mut self) {
+        self.stats.exits_tripped += 1;
+        let at = self.context.fault_rip;
+        let Some(id) = self.registry.containing(at) else { panic!("tripped at {at:#x}, which no block holds") };
+        let block = self.registry.block(id);
+        let eip = block.origin(at).map_or(block.key.eip, |o| o.eip);
+        if self.trips.len() + self.varied.len() > MAX_LEARNT {
+            self.trips.clear();
+            self.varied.clear();
+        }
+        let count = self.trips.entry(eip).or_default();
+        *count += 1;
+        if *count >= TRIPS {
+            self.trips.remove(&eip);
+            self.varied.insert(eip);
+            self.stats.learnt_varied += 1;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         }
     }
 
@@ -305,8 +372,8 @@ impl Translator {
             Resolution::Mapped => {
                 let block = self.registry.block(id);
                 let Some(restart) = block.restart(at) else { return Ok(false) };
-                if restart.point == Point::Shadowed && vcpu.lines.any() {
-                    // Whatever is pending waits for this instruction.
+                if restart.point == Point::Shadowed {
+                    // Whatever is pending, or becomes so before emitted code runs again, waits for this instruction.
                     vcpu.state.shadow = InterruptShadow::Sti;
                     return Ok(false);
                 }
@@ -324,7 +391,12 @@ impl Translator {
             }
             Resolution::Interpret => {
                 self.learn(vcpu, id, origin.eip, window, linear);
-                self.interpret(vcpu).map(|_| false)
+                let (cpl, rights) = (vcpu.state.cpl, self.shadow.rights(window));
+                self.interpret(vcpu)?;
+                self.awaited = rights
+                    .filter(|_| vcpu.state.cr2 == linear && vcpu.state.cpl == 0)
+                    .map(|rights| Awaited { eip: origin.eip, cr3: vcpu.state.cr3, cpl, rights, linear, write });
+                Ok(false)
             }
         }
     }
@@ -343,17 +415,16 @@ impl Translator {
         if vcpu.mmu.ram.offset_of(t.gpa).is_none() {
             let count = self.device_faults.entry(eip).or_default();
             *count += 1;
-            if *count >= DEVICE_FAULTS && self.interpreted.insert(eip) {
-                self.stats.learnt_interpreted += 1;
+            if *count >= DEVICE_FAULTS {
+                // Another block may hold the instruction too: each is made anew when it comes here.
+                self.stats.learnt_interpreted += self.interpreted.insert(eip) as u64;
                 self.registry.invalidate(&mut self.cache, id);
                 self.purge();
             }
         } else if rights == Some(Rights::Kernel) && linear < KERNEL_SPLIT {
-            if self.dynamic.insert(eip) {
-                self.stats.learnt_dynamic += 1;
-                self.registry.invalidate(&mut self.cache, id);
-                self.purge();
-            }
+            self.stats.learnt_dynamic += self.dynamic.insert(eip) as u64;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         } else if !user && matches!(rights, Some(Rights::User(_))) && !t.user {
             // A supervisor page in the lower part: this address space needs a window of its own for the supervisor.
             self.shadow.window(&vcpu.state, Rights::Low(vcpu.state.cr3));
@@ -370,6 +441,7 @@ impl Translator {
         }
         self.stats.activations += 1;
         let state = &vcpu.state;
+        let mut user_window = None;
         let code_window = if !mode.paging() {
             let (index, base) = self.shadow.window(state, Rights::Physical);
             self.context.quarters = [base; 4];
@@ -387,43 +459,57 @@ impl Translator {
             let (index, low) = self.shadow.window(state, if own { low_rights } else { Rights::User(cr3) });
             self.context.quarters = [low, low, low, high];
             self.context.window = high;
+            user_window = match own {
+                true => self.shadow.exists(Rights::User(cr3)).then(|| self.shadow.window(state, Rights::User(cr3)).0),
+                false => Some(index),
+            };
             if mode.low_kernel() { index } else { kernel }
         };
-        if self.shadow.take_code_changed(code_window) {
-            self.tables.retain(|(w, _), _| *w != code_window);
-            self.generation += 1;
-            if mode.paging() && !mode.user() {
-                self.registry.unlink_pages(&mut self.cache);
-            }
+        self.take_code_changes(code_window, mode.paging() && !mode.user());
+        if let Some(window) = user_window {
+            // Both ways between rings are as the guest's page tables have it now.
+            self.take_code_changes(window, false);
+            self.settled = true;
         }
-        if self.tables.len() >= MAX_TABLES && !self.tables.contains_key(&(code_window, mode)) {
-            self.tables.retain(|(w, _), _| *w == code_window);
-            self.generation += 1;
-            if self.tables.len() >= MAX_TABLES {
-                self.tables.clear();
-            }
+        if self.tables.is_full(&(code_window, mode)) {
+            self.drop_tables();
         }
-        let miss = self.trampolines.miss;
-        let table = self.tables.entry((code_window, mode)).or_insert_with(|| BranchTable::new(miss));
-        self.context.branches = table.address();
+        self.context.branches = self.tables.address((code_window, mode));
         let active = Active { mode, cr3, code_window, version: self.shadow.version() };
         self.active = Some(active);
         active
     }
 
-    fn enter_in_table(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation, id: u32) {
-        self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
-        self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
-        if let Some(table) = self.tables.get_mut(&(active.code_window, key.mode)) {
-            table.insert(key.eip, self.registry.block(id).start);
+    /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
+    fn take_code_changes(&mut self, index: usize, supervisor: bool) {
+        if self.shadow.take_code_changed(index) {
+            self.tables.empty_window(index);
+            self.table_drops += 1;
+            if supervisor {
+                self.registry.unlink_pages(&mut self.cache);
+            }
+        }
+        if !self.fresh.contains(&index) {
+            self.fresh.push(index);
         }
     }
 
-    /// Links exit site `site` to block `id`, whose page is `t`, if nothing can come between them unnoticed.
-    fn link(&mut self, site: u32, id: u32, t: &Translation) {
-        let Some(Site { block, leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { return };
-        let (from, to) = (self.registry.block(block), self.registry.block(id));
-        if eip != to.key.eip {
+    /// Notes that the page of `key`, which is mapped as `t`, is executed.
+    fn note_executed(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation) {
+        self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
+        self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
+    }
+
+    /// Links exit site `site` to `entry`, in a page mapped as `t`, if nothing can come between them unnoticed.
+    fn link(&mut self, site: u32, entry: Entry, t: &Translation) {
+        let Some(Site { block, leave: Leave::Direct { eip, .. } }) = self.registry.site(site) else { return };
+        let (from, to) = (self.registry.block(block), self.registry.block(entry.block));
+        let at = if entry.offset == to.main {
+            Some(to.key.eip)
+        } else {
+            to.origin(to.start + entry.offset as u64).map(|o| o.eip)
+        };
+        if at != Some(eip) {
             // An interrupt came between.
             return;
         }
@@ -431,7 +517,25 @@ impl Translator {
         let fixed = !to.key.mode.paging() || (!to.key.mode.user() && t.global && from.global && to.global);
         let same_page = same_page && to.second.is_none() && from.second.is_none();
         if from.live && from.key.mode == to.key.mode && (same_page || fixed) {
-            self.registry.link(&mut self.cache, site, id);
+            self.registry.link(&mut self.cache, site, entry);
+        }
+    }
+
+    /// Links the exits of the new block `id` to what its page already has translations of.
+    fn link_inside(&mut self, id: u32) {
+        let block = self.registry.block(id);
+        let (key, fp, sites) = (block.key, block.fp, block.sites);
+        if block.second.is_some() {
+            return;
+        }
+        for site in sites.0..sites.0 + sites.1 {
+            let Some(Site { leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { continue };
+            let target = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
+            if (eip ^ key.eip) & !0xfff == 0
+                && let Some(entry) = self.registry.entry(&target, fp)
+            {
+                self.registry.link(&mut self.cache, site, entry);
+            }
         }
     }
 
@@ -443,8 +547,8 @@ impl Translator {
             }
         }
         self.watch(vcpu, key.gpa & !0xfff);
-        let frame = self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
-        decode::decode(vcpu, key.eip, &frame.bytes, &mut self.trace);
+        self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
+        self.decode(vcpu, key);
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
         let page = Page { global: t.global, second: self.trace.second };
         loop {
@@ -457,6 +561,7 @@ impl Translator {
                 trampolines: &self.trampolines,
                 dynamic: &self.dynamic,
                 interpreted: &self.interpreted,
+                varied: &self.varied,
                 fixed,
                 first_site: self.registry.next_site(),
             };
@@ -467,6 +572,7 @@ impl Translator {
                 self.stats.guest_instructions += self.trace.instructions.len() as u64;
                 self.stats.host_bytes += length as u64;
                 let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), page, &self.translation);
+                self.link_inside(id);
                 self.check_block(id);
                 return id;
             }
@@ -474,9 +580,20 @@ impl Translator {
         }
     }
 
+    /// Decodes the trace for `key`, whose frame is known, up to what is translated already.
+    fn decode(&mut self, vcpu: &Vcpu, key: Key) {
+        let registry = &self.registry;
+        let Some(frame) = registry.frame(key.gpa & !0xfff) else { return };
+        let known = |eip: u32| {
+            let key = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
+            registry.entry(&key, false).is_some()
+        };
+        decode::decode(vcpu, key.eip, &frame.bytes, known, &mut self.trace);
+    }
+
     /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
     fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
-        if !self.registry.knows_frame(gpa) {
+        if self.registry.frame(gpa).is_none() {
             vcpu.mmu.watch_code(gpa);
             self.shadow.protect_frame(gpa);
         }

@@ -11,6 +11,15 @@ use super::context::{Context, INDEX_MASK, host};
 #[derive(Clone, Copy, Debug)]
 pub struct Fixup(usize);
 
+/// How an indirect branch leaves, as the opcode extension of FF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// With the address of the next byte on the return stack.
+    Call = 2,
+    /// For good.
+    Jump = 4,
+}
+
 /// The code of one block while it is written.
 pub struct Emitter {
     /// Address at which the first byte will execute.
@@ -193,19 +202,26 @@ impl Emitter {
     pub fn load_quarter(&mut self, linear: u8) {
         // shrx r9d, linear, r13d: VEX.LZ.F2.0F38.W0 F7 /r, with rm = linear and vvvv = r13.
         let b = if linear >= 8 { 0 } else { 0x20 };
-        self.bytes(&[0xc4, 0x42 | b, (!host::QUARTER & 0xf) << 3 | 0x03, 0xf7, 0xc8 | (linear & 7)]);
+        self.bytes(&[0xc4, 0x42 | b, (!host::TRIPWIRE & 0xf) << 3 | 0x03, 0xf7, 0xc8 | (linear & 7)]);
         // mov r9, [r15 + r9*8 + quarters]
         self.bytes(&[0x4f, 0x8b, 0x8c, 0xcf]);
         self.bytes(&(offset_of!(Context, quarters) as u32).to_le_bytes());
     }
 
-    /// Jumps to what the indirect-branch table holds for `eip`, which r8d is set to.
-    pub fn jump_by_table(&mut self, eip: u32) {
+    /// Goes to what the indirect-branch table holds for `eip`, which r8d is set to.
+    pub fn by_table(&mut self, transfer: Transfer, eip: u32) {
         self.mov_immediate(8, eip);
         self.load_context(true, 10, offset_of!(Context, branches));
-        // jmp [r10 + entry*8]
-        self.bytes(&[0x41, 0xff, 0xa2]);
+        // jmp or call [r10 + entry*8]
+        self.bytes(&[0x41, 0xff, 0x82 | (transfer as u8) << 3]);
         self.bytes(&(8 * (eip & INDEX_MASK as u32)).to_le_bytes());
+    }
+
+    /// Goes on only if r8d is `eip`; otherwise faults, with all state in place.
+    pub fn expect_eip_or_fault(&mut self, eip: u32) {
+        self.lea32_or_mov(9, 8, eip.wrapping_neg() as i32);
+        // movzx r10d, word [r9 + r13]
+        self.bytes(&[0x47, 0x0f, 0xb7, 0x14, (host::TRIPWIRE & 7) << 3 | 1]);
     }
 
     /// Goes on only if r8d is `eip`; otherwise to the branch at `elsewhere`. A compare would be shorter, but whatever
@@ -222,25 +238,19 @@ impl Emitter {
         self.mov64(1, 10);
     }
 
-    /// `call rel32` to an absolute address: leaves the address of the next byte on the return stack.
-    pub fn call(&mut self, target: u64) {
-        self.code.push(0xe8);
-        self.relative(target);
-    }
-
-    /// `call rel32`, to be fixed up.
+    /// `call rel32`, to be fixed up: leaves the address of the next byte on the return stack.
     pub fn call_later(&mut self) -> Fixup {
         self.code.push(0xe8);
         self.pending()
     }
 
-    /// Jumps to what the indirect-branch table holds for the guest EIP in r8d.
-    pub fn jump_indirect(&mut self) {
+    /// Goes to what the indirect-branch table holds for the guest EIP in r8d.
+    pub fn indirect(&mut self, transfer: Transfer) {
         // pext r9d, r8d, r12d: VEX.LZ.F3.0F38.W0 F5 /r, with vvvv = r8 and rm = r12.
         self.bytes(&[0xc4, 0x42, (!8u8 & 0xf) << 3 | 0x02, 0xf5, 0xc8 | (host::MASK & 7)]);
         self.load_context(true, 10, offset_of!(Context, branches));
-        // jmp [r10 + r9*8]
-        self.bytes(&[0x43, 0xff, 0x24, 0xca]);
+        // jmp or call [r10 + r9*8]
+        self.bytes(&[0x43, 0xff, 0x04 | (transfer as u8) << 3, 0xca]);
     }
 
     /// `jmp rel32` to an absolute address.

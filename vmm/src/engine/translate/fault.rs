@@ -15,8 +15,9 @@ use std::sync::OnceLock;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use super::context::{Context, SITE_FAULT, SITE_KICKED};
+use super::context::{Context, SITE_FAULT, SITE_KICKED, SITE_TRIPPED};
 use super::trampoline::Trampolines;
+use super::tripwire;
 use crate::cpu::Lines;
 
 /// Host EFLAGS.TF.
@@ -57,6 +58,11 @@ pub fn detach() {
 const FAULTS: [Signal; 5] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP];
 static PREVIOUS: OnceLock<Vec<(Signal, SigAction)>> = OnceLock::new();
 
+/// A handler with SA_SIGINFO.
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+/// Whose the kick signal was: the machine's own handler, which raises a line for a kick that nobody raised one for.
+static BEFORE: OnceLock<Handler> = OnceLock::new();
+
 /// Installs the handlers, once per process.
 pub fn install() -> Result<(), nix::Error> {
     if PREVIOUS.get().is_some() {
@@ -70,13 +76,19 @@ pub fn install() -> Result<(), nix::Error> {
         previous.push((signal, unsafe { sigaction(signal, &action)? }));
     }
     let _ = PREVIOUS.set(previous);
-    // SAFETY: zero is a valid bit pattern for sigaction, and the handler is as above. nix has no real-time signals.
+    // SAFETY: zero is a valid bit pattern for sigaction, and the handler is as above. nix has no real-time signals. The
+    // previous handler's address and type are what the process itself gave the kernel.
     unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = on_kick as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        if libc::sigaction(Lines::kick_signal(), &action, std::ptr::null_mut()) != 0 {
+        let mut before: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        if libc::sigaction(Lines::kick_signal(), &action, &mut before) != 0 {
             return Err(nix::Error::last());
+        }
+        let ours = before.sa_sigaction == action.sa_sigaction;
+        if before.sa_flags & libc::SA_SIGINFO != 0 && before.sa_sigaction > libc::SIG_IGN && !ours {
+            let _ = BEFORE.set(std::mem::transmute::<usize, Handler>(before.sa_sigaction));
         }
     }
     Ok(())
@@ -121,12 +133,20 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
         context.fault_trap = registers[libc::REG_TRAPNO as usize] as u32;
         context.fault_address = registers[libc::REG_CR2 as usize] as u64;
         context.fault_error = registers[libc::REG_ERR as usize] as u64;
+        if tripwire::is_tripped(context.tripwire, context.fault_address) {
+            context.site = SITE_TRIPPED;
+            context.branch = registers[libc::REG_R8 as usize] as u32;
+        }
         registers[libc::REG_EFL as usize] &= !TF;
         registers[libc::REG_RIP as usize] = (*running.trampolines).exit as i64;
     }
 }
 
-extern "C" fn on_kick(_signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+extern "C" fn on_kick(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+    // First: whoever sees the context's notes must find the lines raised.
+    if let Some(before) = BEFORE.get() {
+        before(signal, info, ucontext);
+    }
     // SAFETY: as in `on_fault`.
     unsafe {
         let Some(running) = ATTACHED.with(Cell::get) else { return };

@@ -18,9 +18,11 @@ pub struct View {
     page: u32,
     mode: Mode,
     /// The blocks, live or not.
-    pub blocks: Vec<u32>,
-    /// One bit for each offset in the page where a block once had a place to come in.
+    blocks: Vec<u32>,
+    /// One bit for each offset in the page where a block had a place to come in when it was added.
     entries: [u64; FRAME_SIZE / 64],
+    /// For each of those bits, in order, that block.
+    entered: Vec<u32>,
 }
 
 /// A frame that code was translated from.
@@ -37,9 +39,48 @@ pub struct Frame {
 pub struct Frames(HashMap<u64, Box<Frame>, RandomState>);
 
 impl View {
-    /// True if a block once had a place to come in at `eip`.
-    pub fn has_entry(&self, eip: u32) -> bool {
+    /// The block, live or not, that had a place to come in at `eip` when it was added.
+    pub fn entry(&self, eip: u32) -> Option<u32> {
+        self.has(eip).then(|| self.entered[self.rank(eip)])
+    }
+
+    fn has(&self, eip: u32) -> bool {
         self.entries[eip as usize % FRAME_SIZE / 64] >> (eip % 64) & 1 != 0
+    }
+
+    /// How many entries there are before `eip`.
+    fn rank(&self, eip: u32) -> usize {
+        let word = eip as usize % FRAME_SIZE / 64;
+        let below = self.entries[word] & ((1 << (eip % 64)) - 1);
+        (self.entries[..word].iter().map(|w| w.count_ones()).sum::<u32>() + below.count_ones()) as usize
+    }
+
+    /// Says that block `id` can be come into at `eip`, unless `stays`, given another, says that it can be there.
+    fn enter(&mut self, eip: u32, id: u32, stays: impl Fn(u32) -> bool) {
+        let rank = self.rank(eip);
+        if !self.has(eip) {
+            self.entered.insert(rank, id);
+            self.entries[eip as usize % FRAME_SIZE / 64] |= 1 << (eip % 64);
+        } else if !stays(self.entered[rank]) {
+            self.entered[rank] = id;
+        }
+    }
+
+    /// Forgets the blocks of `segment`.
+    fn remove_segment(&mut self, segment: usize) {
+        let gone = |id: u32| segment::split(id).0 == segment;
+        self.blocks.retain(|id| !gone(*id));
+        let mut rank = 0;
+        for offset in 0..FRAME_SIZE as u32 {
+            if self.has(offset) {
+                let id = self.entered[rank];
+                rank += 1;
+                if gone(id) {
+                    self.entries[offset as usize / 64] &= !(1 << (offset % 64));
+                }
+            }
+        }
+        self.entered.retain(|id| !gone(*id));
     }
 }
 
@@ -49,18 +90,18 @@ impl Frame {
         self.views.iter().find(|v| v.page == eip >> 12 && v.mode == mode)
     }
 
-    /// Notes block `id`, code of `mode` from linear address `eip` on that can be come into at `origins`.
-    pub fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin]) {
+    /// Notes block `id`, code of `mode` from linear address `eip` on that can be come into at `origins`. Where another can
+    /// be already, `stays` says whether it does.
+    pub fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin], stays: impl Fn(u32) -> bool) {
         let known = self.views.iter().position(|v| v.page == eip >> 12 && v.mode == mode);
         let index = known.unwrap_or_else(|| {
-            self.views.push(View { page: eip >> 12, mode, blocks: Vec::new(), entries: [0; FRAME_SIZE / 64] });
+            let (entries, page) = ([0; FRAME_SIZE / 64], eip >> 12);
+            self.views.push(View { page, mode, blocks: Vec::new(), entries, entered: Vec::new() });
             self.views.len() - 1
         });
         let view = &mut self.views[index];
         view.blocks.push(id);
-        for o in origins.iter().filter(|o| o.is_entry()) {
-            view.entries[o.eip as usize % FRAME_SIZE / 64] |= 1 << (o.eip % 64);
-        }
+        origins.iter().filter(|o| o.is_entry()).for_each(|o| view.enter(o.eip, id, &stays));
     }
 
     /// The frame at `gpa` was stored to: takes out the blocks for which `reads`, given a block and what changed, is true.
@@ -108,7 +149,7 @@ impl Frames {
     /// Forgets the blocks of `segment`, and the frames that no other block comes from: the latter's addresses.
     pub fn remove_segment(&mut self, segment: usize) -> Vec<u64> {
         for frame in self.0.values_mut() {
-            frame.views.iter_mut().for_each(|v| v.blocks.retain(|id| segment::split(*id).0 != segment));
+            frame.views.iter_mut().for_each(|v| v.remove_segment(segment));
             frame.views.retain(|v| !v.blocks.is_empty());
         }
         self.0.extract_if(|_, frame| frame.views.is_empty()).map(|(gpa, _)| gpa).collect()
@@ -126,7 +167,8 @@ impl Frames {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        let views = self.0.values().flat_map(|f| &f.views).map(|v| size_of::<View>() + 4 * v.blocks.capacity());
+        let views =
+            self.0.values().flat_map(|f| &f.views).map(|v| size_of::<View>() + 4 * (v.blocks.len() + v.entered.len()));
         self.0.len() * (size_of::<Frame>() + 32) + views.sum::<usize>()
     }
 }

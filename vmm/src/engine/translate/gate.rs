@@ -8,15 +8,16 @@
 //! interrupt where one could be taken, goes to the interpreter again.
 //!
 //! A descriptor is read where the guest's table lies in RAM, at the address found by the page walk of that first time. Like
-//! a TLB entry, that may be stale until INVLPG or a CR3 write. All gates are forgotten when [`Environment`] changes: it
-//! holds what they depend on without comparing.
+//! a TLB entry, that may be stale until INVLPG or a CR3 write. Going through SYSENTER or SYSEXIT brings no window up to
+//! date, so those gates are there only while both windows are; each address space has its own. [`Environment`] holds
+//! what gates depend on without comparing.
 
 use iced_x86::Mnemonic;
 
 use super::Translator;
 use super::mode::{HOST_FLAGS, Mode};
-use crate::cpu::{Flow, Segment, TableRegister, Vcpu, attr, eflags, reg, seg};
-use crate::mmu::{Access, Privilege};
+use crate::cpu::{CpuState, Flow, Segment, TableRegister, Vcpu, attr, eflags, reg, seg};
+use crate::mmu::{Access, Flush, walk};
 
 /// An instruction that a gate may stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,39 +107,103 @@ pub struct Gates {
 }
 
 impl Gates {
-    fn forget(&mut self) {
+    fn forget_loads(&mut self) {
         self.loads.iter_mut().flatten().for_each(|load| load.key = 0);
-        (self.enter.key, self.exit.key) = (0, 0);
     }
 }
 
-/// What makes every gate wrong when it changes.
+/// What all gates depend on without comparing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Environment {
-    /// `Translator::version`: windows, branch tables, and the guest's own flushes of translations.
+    /// Of windows and branch tables.
     version: u64,
-    cr3: u32,
     gdtr: TableRegister,
     sysenter: [u32; 3],
-    /// Something is remembered.
-    used: bool,
+    /// The address space that `Gates::enter` and `exit` belong to, if they may be used.
+    space: Option<u32>,
+    /// A load is remembered.
+    loads: bool,
+    /// A load is remembered whose descriptor's page is not global.
+    local: bool,
+}
+
+/// Address spaces whose gates are kept while others are current.
+const KEPT: usize = 8;
+
+/// SYSENTER and SYSEXIT of some address spaces, by CR3. Which one makes room goes round.
+#[derive(Default)]
+pub struct Kept {
+    spaces: [(u32, Switch, Switch); KEPT],
+    next: usize,
+}
+
+impl Kept {
+    fn put(&mut self, cr3: u32, enter: Switch, exit: Switch) {
+        let place = self.spaces.iter().position(|s| s.0 == cr3).unwrap_or(self.next);
+        if place == self.next {
+            self.next = (self.next + 1) % KEPT;
+        }
+        self.spaces[place] = (cr3, enter, exit);
+    }
+
+    fn get(&self, cr3: u32) -> (Switch, Switch) {
+        let found = self.spaces.iter().find(|s| s.0 == cr3);
+        found.map_or_else(Default::default, |s| (s.1, s.2))
+    }
 }
 
 impl Translator {
-    /// Forgets every gate if what they depend on has changed. To be called whenever emitted code is about to run.
+    /// Makes the context's gates those that hold now. To be called whenever emitted code is about to run.
     #[inline]
     pub(super) fn check_gates(&mut self, vcpu: &Vcpu) {
         let s = &vcpu.state;
-        let sysenter = [s.msr.sysenter_cs, s.msr.sysenter_esp, s.msr.sysenter_eip];
-        let used = self.gates_hold.used;
-        let now = Environment { version: self.version(), cr3: s.cr3, gdtr: s.gdtr, sysenter, used };
-        if now == self.gates_hold {
-            return;
+        let now = Environment {
+            version: self.table_drops + self.shadow.version(),
+            gdtr: s.gdtr,
+            sysenter: [s.msr.sysenter_cs, s.msr.sysenter_esp, s.msr.sysenter_eip],
+            space: self.settled.then_some(s.cr3),
+            ..self.gates_hold
+        };
+        if now != self.gates_hold {
+            self.change_gates(now);
         }
-        if used {
-            self.context.gates.forget();
+    }
+
+    #[cold]
+    fn change_gates(&mut self, now: Environment) {
+        let old = std::mem::replace(&mut self.gates_hold, now);
+        let gates = &mut self.context.gates;
+        if let Some(cr3) = old.space {
+            self.gates_kept.put(cr3, gates.enter, gates.exit);
         }
-        self.gates_hold = Environment { used: false, ..now };
+        if (old.version, old.gdtr, old.sysenter) != (now.version, now.gdtr, now.sysenter) {
+            self.gates_kept = Kept::default();
+            self.forget_loads();
+        }
+        let gates = &mut self.context.gates;
+        (gates.enter, gates.exit) = now.space.map_or_else(Default::default, |cr3| self.gates_kept.get(cr3));
+    }
+
+    fn forget_loads(&mut self) {
+        if std::mem::take(&mut self.gates_hold.loads) {
+            self.context.gates.forget_loads();
+            self.gates_hold.local = false;
+        }
+    }
+
+    /// The guest has flushed translations: those that descriptors were found by may be among them. One INVLPG forgets a
+    /// large page whole.
+    pub(super) fn flush_gates(&mut self, state: &CpuState, flush: Flush) {
+        let table = state.gdtr.base;
+        let last = table.wrapping_add(state.gdtr.limit);
+        let stale = match flush {
+            Flush::Page(linear) => (linear ^ table) >> 22 == 0 || (linear ^ last) >> 22 == 0,
+            Flush::NonGlobal => self.gates_hold.local,
+            Flush::All => true,
+        };
+        if stale {
+            self.forget_loads();
+        }
     }
 
     /// Emitted code left through exit site `index` before an instruction that `gate` could stand for.
@@ -147,9 +212,9 @@ impl Translator {
         self.assist(vcpu, index)?;
         let plainly = self.interp.events_taken() == before && !vcpu.mmu.has_notices();
         if plainly && let Some(mode) = Mode::of(vcpu) {
-            self.check_gates(vcpu);
             let version = self.version();
             self.activate(vcpu, mode);
+            self.check_gates(vcpu);
             // A window or a table that went may be the one that was left.
             if self.version() == version {
                 self.remember(vcpu, gate, source, flags);
@@ -165,7 +230,9 @@ impl Translator {
         match gate {
             Gate::Move(which) | Gate::Pop(which) => {
                 let segment = vcpu.state.seg[which as usize];
-                let Some((descriptor, raw)) = descriptor(vcpu, &c.gates.null, segment.selector) else { return };
+                let Some((descriptor, raw, global)) = descriptor(vcpu, &c.gates.null, segment) else { return };
+                self.gates_hold.loads = true;
+                self.gates_hold.local |= !global;
                 let place = &mut c.gates.loads[which as usize][segment.selector as usize >> 3 & (LOADS - 1)];
                 *place = Load {
                     key: source.wrapping_add((segment.selector as u64) << 48).wrapping_neg(),
@@ -175,7 +242,7 @@ impl Translator {
                     segment,
                 };
             }
-            Gate::Enter | Gate::Exit => {
+            Gate::Enter | Gate::Exit if self.settled => {
                 let s = &vcpu.state;
                 let switch = Switch {
                     key: source.wrapping_neg(),
@@ -194,8 +261,8 @@ impl Translator {
                     _ => c.gates.exit = switch,
                 }
             }
+            Gate::Enter | Gate::Exit => {}
         }
-        self.gates_hold.used = true;
     }
 
     /// Counts an instruction left to the interpreter.
@@ -207,18 +274,20 @@ impl Translator {
     }
 }
 
-/// Host address and content of the descriptor that `selector` has just been loaded from; `null` for a null one. None if
-/// it is not to be read from there again: in the LDT, outside RAM, in two pages, or not marked accessed.
-fn descriptor(vcpu: &mut Vcpu, null: &u64, selector: u16) -> Option<(u64, u64)> {
-    if selector & 0xfffc == 0 {
-        return Some((std::ptr::from_ref(null) as u64, 0));
+/// Host address and content of the descriptor that `segment` has just been loaded from, `null` for a null selector's, and
+/// whether only INVLPG flushes that. None if it is not to be read from there again: in the LDT, outside RAM, in two pages,
+/// not marked accessed, or read through a stale translation.
+fn descriptor(vcpu: &Vcpu, null: &u64, segment: Segment) -> Option<(u64, u64, bool)> {
+    if !segment.usable() {
+        return Some((std::ptr::from_ref(null) as u64, 0, true));
     }
-    let linear = vcpu.state.gdtr.base.wrapping_add(selector as u32 & 0xfff8);
-    if selector & 4 != 0 || linear & 0xfff > 0xff8 {
+    let linear = vcpu.state.gdtr.base.wrapping_add(segment.selector as u32 & 0xfff8);
+    if segment.selector & 4 != 0 || linear & 0xfff > 0xff8 {
         return None;
     }
-    let gpa = vcpu.physical(linear, Access::Read, Privilege::Supervisor).ok()?;
-    let raw = vcpu.mmu.ram.read_u64(gpa)?;
-    let host = vcpu.mmu.ram.host_address(gpa)? as u64;
-    (raw >> 40 & attr::ACCESSED as u64 != 0).then_some((host, raw))
+    let t = walk(&vcpu.mmu.ram, &vcpu.state, linear, Access::Read, false).ok()?;
+    let raw = vcpu.mmu.ram.read_u64(t.gpa)?;
+    let host = vcpu.mmu.ram.host_address(t.gpa)? as u64;
+    let loaded = segment.attr & attr::ACCESSED != 0 && Segment::described(raw, segment.selector) == segment;
+    loaded.then_some((host, raw, t.global))
 }

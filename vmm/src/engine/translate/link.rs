@@ -9,14 +9,11 @@
 //! comes round to a segment again, what was there is forgotten, oldest first.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use foldhash::fast::RandomState;
 
 use super::block::{Block, Key, Leave, Site};
 use super::cache::{CodeCache, SEGMENTS};
-use super::context::INDEX_ENTRIES;
-use super::context::INDEX_MASK;
 use super::frames::{Frame, Frames};
 use super::mode::Mode;
 use super::segment::{Exit, Kind, Link, NONE, Record, Segment, join, split};
@@ -34,6 +31,15 @@ pub struct Page {
     pub global: bool,
     /// Physical address of the page that the block runs over into.
     pub second: Option<u64>,
+}
+
+/// Where direct branches may come into a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The block.
+    pub block: u32,
+    /// Offset of the entry.
+    pub offset: u32,
 }
 
 /// [`Key`], packed.
@@ -94,14 +100,14 @@ impl Registry {
         join(self.current, self.segments[self.current].exits.len())
     }
 
-    /// True if stores to the frame at `gpa` are reported, because code is translated from it.
-    pub fn knows_frame(&self, gpa: u64) -> bool {
-        self.frames.get(gpa).is_some()
+    /// The frame at `gpa` if code is translated from it: stores to it are reported.
+    pub fn frame(&self, gpa: u64) -> Option<&Frame> {
+        self.frames.get(gpa)
     }
 
-    /// The frame at `gpa`, whose bytes are to be translated. The caller has stores to it reported.
-    pub fn note_frame(&mut self, ram: &GuestRam, gpa: u64) -> &Frame {
-        self.frames.note(ram, gpa)
+    /// Copies the frame at `gpa`, which is to be translated. The caller has stores to it reported.
+    pub fn note_frame(&mut self, ram: &GuestRam, gpa: u64) {
+        self.frames.note(ram, gpa);
     }
 
     /// Adds a block whose code was appended at `start`.
@@ -127,9 +133,15 @@ impl Registry {
         self.by_name.insert(Name::from(&key), id);
         // Nothing comes into the middle of the one instruction that two pages hold.
         let entries = if page.second.is_some() { &[] } else { &t.origins[..] };
-        self.frames.note(ram, key.gpa & !0xfff).add(id, key.eip, key.mode, entries);
+        let segments = &self.segments;
+        let stays = |other: u32| {
+            let (segment, index) = split(other);
+            let other = &segments[segment].records[index];
+            other.live && (t.fp || !other.fp)
+        };
+        self.frames.note(ram, key.gpa & !0xfff).add(id, key.eip, key.mode, entries, stays);
         if let Some(second) = page.second {
-            self.frames.note(ram, second).add(id, key.eip.wrapping_add(0x1000), key.mode, &[]);
+            self.frames.note(ram, second).add(id, key.eip.wrapping_add(0x1000), key.mode, &[], stays);
         }
         id
     }
@@ -223,11 +235,35 @@ impl Registry {
         Some(join(segment, self.segments.get(segment)?.containing(offset as u32)?))
     }
 
-    /// Makes the direct branch of site `index` go straight to block `to`.
-    pub fn link(&mut self, cache: &mut CodeCache, index: u32, to: u32) {
+    /// The place where a direct branch to `key` may come in, at the start of a block or inside one: the block, and the
+    /// offset in it. `fp` says that x87, SSE and AVX state is loaded there.
+    pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
+        let id = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?.entry(key.eip)?;
+        let record = self.record(id);
+        if record.live && (fp || !record.fp) && record.eip != key.eip {
+            let (segment, index) = split(id);
+            let origin = self.segments[segment].origins(index).find(|o| o.eip == key.eip && o.is_entry());
+            return origin.map(|o| Entry { block: id, offset: o.offset });
+        }
+        let block = self.find(key).filter(|id| self.record(*id).second == NONE)?;
+        Some(Entry { block, offset: self.record(block).main })
+    }
+
+    /// True if a direct branch may come in at executable address `at`. `fp` says that x87, SSE and AVX state is loaded.
+    pub fn is_entry(&self, at: u64, fp: bool) -> bool {
+        let Some(block) = self.containing(at).map(|id| self.block(id)) else { return false };
+        let offset = (at - block.start) as u32;
+        let mut origins = block.origins;
+        let inside = (fp || !block.fp) && block.second.is_none();
+        block.live && (offset == block.main || (inside && origins.any(|o| o.offset == offset && o.is_entry())))
+    }
+
+    /// Makes the direct branch of site `index` go straight to `entry`.
+    pub fn link(&mut self, cache: &mut CodeCache, index: u32, entry: Entry) {
         self.unlink(cache, index);
+        let to = entry.block;
         let target = self.record(to);
-        let (address, first) = (self.base + (target.start + target.main) as u64, target.incoming);
+        let (address, first) = (self.base + (target.start + entry.offset) as u64, target.incoming);
         let base = self.base;
         let Some(Exit { kind: Kind::Direct { branch, link, .. }, .. }) = self.exit_mut(index) else { return };
         *link = Link { to, previous: NONE, next: first };
@@ -349,47 +385,5 @@ impl Registry {
         // The map keeps one byte beside each entry, and is filled up to seven eighths.
         let names = self.by_name.capacity() * 8 / 7 * (size_of::<(Name, u32)>() + 1);
         self.segments.iter().map(Segment::bytes).sum::<usize>() + names + self.frames.bytes()
-    }
-}
-
-/// The indirect-branch table of one address space: host entry points by the low bits of guest EIP.
-pub struct BranchTable {
-    entries: Box<[u64]>,
-    miss: u64,
-    /// True if anything was entered since it was last emptied.
-    dirty: bool,
-}
-
-impl BranchTable {
-    /// An empty table; `miss` is the common code that empty entries lead to.
-    pub fn new(miss: u64) -> Self {
-        Self { entries: vec![miss; INDEX_ENTRIES].into(), miss, dirty: false }
-    }
-    /// Address for `Context::branches`.
-    pub fn address(&self) -> u64 {
-        self.entries.as_ptr() as u64
-    }
-    /// Enters the block for `eip` that starts at executable address `start`.
-    pub fn insert(&mut self, eip: u32, start: u64) {
-        self.entries[(eip as u64 & INDEX_MASK) as usize] = start;
-        self.dirty = true;
-    }
-    /// Takes out the block for `eip` that starts at `start`, if it is there.
-    pub fn remove(&mut self, eip: u32, start: u64) {
-        let entry = &mut self.entries[(eip as u64 & INDEX_MASK) as usize];
-        if *entry == start {
-            *entry = self.miss;
-        }
-    }
-    /// Takes out every block that starts in `code`.
-    pub fn remove_all(&mut self, code: &Range<u64>) {
-        self.entries.iter_mut().filter(|e| code.contains(e)).for_each(|e| *e = self.miss);
-    }
-    /// Empties the table.
-    pub fn clear(&mut self) {
-        if self.dirty {
-            self.entries.fill(self.miss);
-            self.dirty = false;
-        }
     }
 }

@@ -21,12 +21,14 @@ mod mode;
 mod origins;
 mod returns;
 mod segment;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod trampoline;
 // The stage has its name from the design.
 #[allow(clippy::module_inception)]
 mod translate;
+mod tripwire;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -38,11 +40,12 @@ use self::cache::CodeCache;
 use self::context::Context;
 use self::decode::Trace;
 use self::emit::Emitter;
-use self::link::{BranchTable, Registry};
-use self::mode::Mode;
+use self::link::Registry;
 use self::returns::ReturnStack;
+use self::tables::Tables;
 use self::trampoline::Trampolines;
 use self::translate::Translation;
+use self::tripwire::Tripwire;
 use super::interp::Interpreter;
 use super::{Engine, Exit};
 use crate::cpu::{Flow, Stop, Vcpu};
@@ -52,8 +55,6 @@ use crate::mmu::{Flush, GuestRam, Shadow, ShadowError};
 const CACHE_SIZE: usize = 32 << 20;
 /// Addresses remembered at most as needing special code; beyond, they are learnt again.
 const MAX_LEARNT: usize = 1 << 16;
-/// Indirect-branch tables kept at most, of 128 KiB each.
-const MAX_TABLES: usize = 192;
 
 /// Guest addresses of instructions.
 type Places = HashSet<u32, RandomState>;
@@ -73,6 +74,9 @@ pub enum TranslatorError {
     /// The handlers could not be installed.
     #[error("installing the handlers of faults")]
     Handlers(#[source] nix::Error),
+    /// The tripwire could not be made.
+    #[error("mapping the tripwire")]
+    Tripwire(#[source] nix::Error),
     /// The windows could not be made.
     #[error("making shadow windows")]
     Shadow(#[from] ShadowError),
@@ -97,9 +101,11 @@ struct Stats {
     exits_fault: u64,
     exits_pending: u64,
     exits_kick: u64,
+    exits_tripped: u64,
     interpreted: u64,
     learnt_dynamic: u64,
     learnt_interpreted: u64,
+    learnt_varied: u64,
     activations: u64,
 }
 
@@ -115,22 +121,35 @@ pub struct Translator {
     registry: Box<Registry>,
     shadow: Shadow,
     returns: ReturnStack,
+    tripwire: Tripwire,
     interp: Interpreter,
-    /// Indirect-branch tables by window and mode.
-    tables: HashMap<(usize, Mode), BranchTable, RandomState>,
+    tables: Tables,
     /// Supervisor instructions that touch the lower part of the address space.
     dynamic: Places,
     /// Instructions that reach devices.
     interpreted: Places,
     device_faults: HashMap<u32, u32, RandomState>,
+    /// Blocks and calls, by EIP, that are often come to for another EIP.
+    varied: Places,
+    trips: HashMap<u32, u32, RandomState>,
     /// What the context's windows were last set up for.
     active: Option<dispatch::Active>,
     /// Ways back into emitted code that were taken lately.
     routes: dispatch::Routes,
     /// Counts what makes routes wrong.
     generation: u64,
+    /// Counts droppings of branch tables, whose addresses are in routes and gates.
+    table_drops: u64,
+    /// Windows that were brought up to date since the guest last flushed translations, so that routes lead into them.
+    fresh: Vec<usize>,
+    /// Both the kernel window and the current user window are fresh.
+    settled: bool,
     /// What the context's gates depend on.
     gates_hold: gate::Environment,
+    /// Gates between rings of other address spaces.
+    gates_kept: gate::Kept,
+    /// A guest page fault that emitted code met last.
+    awaited: Option<dispatch::Awaited>,
     /// The table did not lead to the next block: it is to be entered there.
     missed: bool,
     /// An exit site that may be linked to the next block.
@@ -180,15 +199,23 @@ impl Translator {
             trampolines: Box::new(trampolines),
             shadow,
             returns,
+            tripwire: Tripwire::new().map_err(TranslatorError::Tripwire)?,
             interp: Interpreter::new(),
-            tables: HashMap::default(),
+            tables: Tables::new(trampolines.miss),
             dynamic: Places::default(),
             interpreted: Places::default(),
             device_faults: HashMap::default(),
+            varied: Places::default(),
+            trips: HashMap::default(),
             active: None,
             routes: dispatch::Routes::new(),
             generation: 0,
+            table_drops: 0,
+            fresh: Vec::new(),
+            settled: false,
             gates_hold: gate::Environment::default(),
+            gates_kept: gate::Kept::default(),
+            awaited: None,
             missed: false,
             unlinked: None,
             local_entries: false,
@@ -215,21 +242,27 @@ impl Translator {
         if !vcpu.mmu.has_flushes() {
             return;
         }
-        self.active = None;
-        self.generation += 1;
         for flush in vcpu.mmu.take_flushes() {
+            self.flush_gates(&vcpu.state, flush);
+            // One page is brought up to date at once, and only code on it would make the ways into windows wrong.
+            if !matches!(flush, Flush::Page(linear) if !self.shadow.synchronise_page(&vcpu.state, linear)) {
+                self.active = None;
+                self.fresh.clear();
+                self.settled = false;
+            }
             match flush {
-                Flush::Page(linear) => self.shadow.synchronise_page(&vcpu.state, linear),
+                Flush::Page(_) => {}
                 Flush::NonGlobal => {
                     self.shadow.flush_local();
                     if std::mem::take(&mut self.local_entries) {
-                        self.tables.iter_mut().filter(|((_, mode), _)| !mode.user()).for_each(|(_, t)| t.clear());
+                        self.generation += 1;
+                        self.tables.empty_supervisor();
                     }
                 }
                 Flush::All => {
                     self.shadow.forget_all();
                     self.registry.unlink_pages(&mut self.cache);
-                    self.tables.clear();
+                    self.drop_tables();
                 }
             }
         }
@@ -249,7 +282,7 @@ impl Translator {
     fn purge(&mut self) {
         for (eip, start) in self.registry.take_dead() {
             self.generation += 1;
-            self.tables.values_mut().for_each(|t| t.remove(eip, start));
+            self.tables.remove(eip, start);
             self.unlinked = None;
         }
     }
@@ -264,9 +297,15 @@ impl Translator {
         // Too many to take out of each table one by one.
         self.registry.take_dead();
         let code = self.cache.segment_addresses(segment);
-        self.tables.values_mut().for_each(|t| t.remove_all(&code));
+        self.tables.remove_all(&code);
         self.unlinked = None;
         self.generation += 1;
+    }
+
+    /// Drops every branch table. Nothing may go on by one until the next `activate`.
+    fn drop_tables(&mut self) {
+        self.tables.clear();
+        self.table_drops += 1;
     }
 
     /// True if `address` is a place where emitted code may be left. Called from a signal handler.
@@ -294,6 +333,7 @@ impl Engine for Translator {
             panic!("installing fault handlers: {e}");
         }
         self.context.return_stack = self.returns.top();
+        self.context.tripwire = self.tripwire.address();
         self.context.xsave = vcpu.state.xsave.0.as_ptr() as u64;
         let exit = loop {
             match self.turn(vcpu) {
@@ -334,11 +374,14 @@ impl Engine for Translator {
             ("exits: fault", s.exits_fault),
             ("exits: pending", s.exits_pending),
             ("exits: kick", s.exits_kick),
+            ("exits: tripwire", s.exits_tripped),
             ("instructions interpreted", s.interpreted),
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),
+            ("sites learnt: come to for other EIPs", s.learnt_varied),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
+            ("pages mapped as page-fault handlers returned", w.anticipated),
             ("pages mapped", w.pages_mapped),
             ("pages unmapped", w.pages_unmapped),
             ("pages write-protected", w.pages_protected),

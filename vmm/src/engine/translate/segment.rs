@@ -135,11 +135,11 @@ impl Segment {
         self.origins.clear();
     }
 
-    /// Bytes of memory held.
+    /// Bytes of memory in use.
     pub fn bytes(&self) -> usize {
-        self.records.capacity() * size_of::<Record>()
-            + self.exits.capacity() * size_of::<Exit>()
-            + self.prepared.capacity() * size_of::<Prepared>()
-            + self.origins.capacity()
+        size_of_val(&self.records[..])
+            + size_of_val(&self.exits[..])
+            + size_of_val(&self.prepared[..])
+            + self.origins.len()
     }
 }

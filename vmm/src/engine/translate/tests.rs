@@ -1,10 +1,14 @@
 //! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
 
+mod targets;
+
 use std::sync::Arc;
 
+use iced_x86::Mnemonic;
 use iced_x86::code_asm::*;
 
 use super::cache::SEGMENTS;
+use super::context::INDEX_ENTRIES;
 use super::{CACHE_SIZE, Translator};
 use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, reg, seg};
 use crate::engine::interp::Interpreter;
@@ -61,20 +65,34 @@ pub(super) fn machine(program: &[u8]) -> Vcpu {
 
 /// Runs `program` to its HLT on both engines and compares state and RAM; the final state.
 fn agree(build: impl Fn(&mut CodeAssembler)) -> CpuState {
-    agree_within(CACHE_SIZE, build).0
+    agree_at(0, build).0
+}
+
+/// As [`agree`], in ring `cpl`. Only ring 0 may halt: in the others HLT faults, and no fault can be delivered.
+fn agree_at(cpl: u8, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
+    agree_in(cpl, CACHE_SIZE, build)
 }
 
 /// As [`agree`], with a code cache of `size` bytes; and the translator as it is then.
 fn agree_within(size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
+    agree_in(0, size, build)
+}
+
+fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
     let mut a = CodeAssembler::new(32).unwrap();
     build(&mut a);
     a.hlt().unwrap();
     let program = a.assemble(CODE as u64).unwrap();
     let (mut left, mut right) = (machine(&program), machine(&program));
+    for state in [&mut left.state, &mut right.state] {
+        state.cpl = cpl;
+        state.seg.iter_mut().for_each(|s| s.attr |= u32::from(cpl) << attr::DPL_SHIFT);
+    }
+    let end = if cpl == 0 { Exit::Halted } else { Exit::Shutdown };
     let mut interp = Interpreter::new();
-    assert_eq!(interp.run(&mut left), Exit::Halted);
+    assert_eq!(interp.run(&mut left), end);
     let mut translator = Translator::with_cache(&right.mmu.ram, size).unwrap();
-    assert_eq!(translator.run(&mut right), Exit::Halted);
+    assert_eq!(translator.run(&mut right), end);
     translator.check_all();
     for (i, (l, r)) in left.state.xsave.0.iter().zip(&right.state.xsave.0).enumerate() {
         assert_eq!(l, r, "XSAVE area at byte {i}");
@@ -84,6 +102,68 @@ fn agree_within(size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, T
     assert!(left.mmu.ram.read(0, &mut l) && right.mmu.ram.read(0, &mut r));
     assert!(l == r, "RAM differs");
     (right.state, translator)
+}
+
+/// Branches to what is translated already go there: into the middle of a block too, and with x87 state in use.
+#[test]
+fn code_is_translated_once() {
+    let (state, translator) = agree_within(CACHE_SIZE, |a| {
+        let (mut outer, mut inner, mut join) = (a.create_label(), a.create_label(), a.create_label());
+        a.fninit().unwrap();
+        a.fldz().unwrap();
+        a.mov(ecx, 30).unwrap();
+        a.set_label(&mut outer).unwrap();
+        a.mov(edx, 3).unwrap();
+        a.set_label(&mut inner).unwrap();
+        a.inc(eax).unwrap();
+        a.fld1().unwrap();
+        a.faddp(st1, st0).unwrap();
+        a.test(eax, 4).unwrap();
+        a.je(join).unwrap();
+        a.add(ebx, 2).unwrap();
+        a.set_label(&mut join).unwrap();
+        a.dec(edx).unwrap();
+        a.jne(inner).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(outer).unwrap();
+        a.fstp(qword_ptr(DATA)).unwrap();
+        a.fninit().unwrap();
+    });
+    assert_eq!(state.gpr[reg::EAX], 91);
+    let stats = &translator.stats;
+    assert_eq!((stats.blocks, stats.exits_direct), (1, 0), "{stats:?}");
+}
+
+/// Functions that share a place in the table of their address space are found without Rust code, and not when gone.
+#[test]
+fn the_shared_table_keeps_what_the_other_has_no_place_for() {
+    let first = CODE + 5;
+    let second = first + INDEX_ENTRIES as u32;
+    let (state, translator) = agree_within(CACHE_SIZE, |a| {
+        let (mut start, mut head) = (a.create_label(), a.create_label());
+        a.jmp(start).unwrap();
+        a.inc(eax).unwrap();
+        a.ret().unwrap();
+        a.db(&vec![0xcc; INDEX_ENTRIES - 2]).unwrap();
+        a.inc(ebx).unwrap();
+        a.ret().unwrap();
+        a.set_label(&mut start).unwrap();
+        a.mov(ecx, 1000).unwrap();
+        a.mov(esi, first).unwrap();
+        a.mov(edi, second).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.call(esi).unwrap();
+        a.call(edi).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+        // inc ebp instead of inc ebx.
+        a.mov(byte_ptr(second), 0x45).unwrap();
+        a.call(esi).unwrap();
+        a.call(edi).unwrap();
+        a.call(edi).unwrap();
+    });
+    assert_eq!((state.gpr[reg::EAX], state.gpr[reg::EBX], state.gpr[reg::EBP]), (1002, 1004, 8));
+    assert!(translator.stats.exits_indirect < 20, "{:?}", translator.stats);
 }
 
 /// More code than the cache holds, in a loop that also uses code which stays wanted throughout, and rewrites some.
@@ -374,4 +454,44 @@ fn kicks_change_nothing() {
     other.join().unwrap();
     assert!(requests > 0);
     assert_eq!(calm.state, kicked.state, "after {requests} requests");
+}
+
+/// Loads that are remembered, of a descriptor that changes half-way; few of them leave emitted code.
+#[test]
+fn segment_loads_stay_in_the_cache() {
+    let program = |a: &mut CodeAssembler| {
+        let mut head = a.create_label();
+        a.mov(dword_ptr(DATA), (DATA & 0xffff) << 16 | 0x7f).unwrap();
+        a.mov(dword_ptr(DATA + 4), DATA >> 16).unwrap();
+        a.mov(dword_ptr(DATA + 0x18), 0xffffu32).unwrap();
+        a.mov(dword_ptr(DATA + 0x1c), 0xcf9320u32).unwrap();
+        a.lgdt(fword_ptr(DATA)).unwrap();
+        a.mov(ecx, 1000).unwrap();
+        a.mov(ebx, 0x18).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.mov(fs, ebx).unwrap();
+        a.add(eax, dword_ptr(ecx * 4).fs()).unwrap();
+        a.push(fs).unwrap();
+        a.pop(gs).unwrap();
+        a.xor(ebx, 0x18).unwrap();
+        a.mov(fs, ebx).unwrap();
+        a.xor(ebx, 0x18).unwrap();
+        a.push(0).unwrap();
+        a.pop(es).unwrap();
+        a.cmp(ecx, 500).unwrap();
+        a.sete(dl).unwrap();
+        a.shl(dl, 4).unwrap();
+        a.add(byte_ptr(DATA + 0x1c), dl).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+    };
+    agree(program);
+    let mut a = CodeAssembler::new(32).unwrap();
+    program(&mut a);
+    a.hlt().unwrap();
+    let mut v = machine(&a.assemble(CODE as u64).unwrap());
+    let mut translator = Translator::new(&v.mmu.ram).unwrap();
+    assert_eq!(translator.run(&mut v), Exit::Halted);
+    let left = |kind: Mnemonic| translator.assists[kind as usize];
+    assert!(left(Mnemonic::Mov) + left(Mnemonic::Pop) < 20, "{} {}", left(Mnemonic::Mov), left(Mnemonic::Pop));
 }

@@ -10,6 +10,7 @@ use iced_x86::code_asm::*;
 
 use super::context::{Context, INDEX_MASK, SITE_ABANDONED, SITE_INDIRECT};
 use super::gate::Gate;
+use super::tables::{SHARED_MASK, SHARED_ROTATE, behind};
 
 /// Executable addresses of the common code.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,7 +26,7 @@ pub struct Trampolines {
     pub abandon: u64,
     /// Saves guest registers and returns from `enter`; `Context::site` is set.
     pub exit: u64,
-    /// An indirect branch to r8d found no block.
+    /// An indirect branch to r8d found another block, or none: asks further.
     pub miss: u64,
     /// Goes to the block for the guest EIP in r8d, by the indirect-branch table.
     pub branch: u64,
@@ -127,7 +128,7 @@ fn enter(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedError> {
     a.mov(rax, qword_ptr(context!(window)))?;
     a.wrgsbase(rax)?;
     a.mov(r12d, INDEX_MASK as u32)?;
-    a.mov(r13d, 30u32)?;
+    a.mov(r13, qword_ptr(context!(tripwire)))?;
     a.mov(r14d, dword_ptr(r15 + GPR + 16))?;
     a.push(qword_ptr(context!(flags)))?;
     a.popfq()?;
@@ -185,11 +186,33 @@ fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.ret()
 }
 
+/// Asks the shared table, see [`tables`], without touching a flag; only then Rust code.
 fn miss(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedError> {
+    let mut found = a.create_label();
     a.set_label(&mut l.miss)?;
+    a.mov(r10, qword_ptr(context!(branches)))?;
+    a.rorx(r9d, r8d, SHARED_ROTATE)?;
+    a.lea(r9d, ptr(r9 + r8))?;
+    a.mov(r11d, dword_ptr(r10 + behind::MIX))?;
+    a.lea(r9d, ptr(r9 + r11))?;
+    a.mov(r11d, SHARED_MASK)?;
+    a.pext(r9d, r9d, r11d)?;
+    a.lea(r9, ptr(r9 + r9))?;
+    a.mov(r11, qword_ptr(r10 + behind::NUMBER))?;
+    a.lea(r11, ptr(r11 + r8))?;
+    a.mov(r10, qword_ptr(r10 + behind::SHARED))?;
+    a.lea(r10, ptr(r10 + r9 * 8))?;
+    a.mov(r9, rcx)?;
+    a.mov(rcx, qword_ptr(r10))?;
+    a.lea(rcx, ptr(rcx + r11))?;
+    a.jrcxz(found)?;
+    a.mov(rcx, r9)?;
     a.mov(dword_ptr(context!(branch)), r8d)?;
     a.mov(dword_ptr(context!(site)), SITE_INDIRECT)?;
-    a.jmp(l.exit)
+    a.jmp(l.exit)?;
+    a.set_label(&mut found)?;
+    a.mov(rcx, r9)?;
+    a.jmp(qword_ptr(r10 + 8))
 }
 
 fn branch(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedError> {

@@ -23,7 +23,7 @@ use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
 use super::context::{Context, host};
 use super::decode::Trace;
-use super::emit::Emitter;
+use super::emit::{Emitter, Transfer};
 use super::mode::{Mode, SegmentClass};
 use super::trampoline::Trampolines;
 
@@ -37,6 +37,8 @@ pub struct Environment<'a> {
     pub dynamic: &'a Places,
     /// Guest addresses of instructions that are better interpreted: they reach devices.
     pub interpreted: &'a Places,
+    /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
+    pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
     /// Index of the first exit site.
@@ -92,7 +94,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         page: trace.eip,
         shadow: false,
     };
-    t.e.expect_eip(trace.eip, env.trampolines.miss);
+    t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
     let fp = t.floating_point_check(trace);
     let mut ended = false;
@@ -109,7 +111,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
             // while that page is what it is, which the table of the address space vouches for.
             false if !env.fixed && trace.ends_short() => {
                 t.commit();
-                t.e.jump_by_table(trace.next);
+                t.e.by_table(Transfer::Jump, trace.next);
             }
             false => t.leave_direct(trace.next),
         }

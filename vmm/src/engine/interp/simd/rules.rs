@@ -3,7 +3,8 @@
 use iced_x86::{CpuidFeature, Instruction};
 
 use super::classify::{Entry, Family};
-use crate::cpu::{Feature, Flow, Stop, Unsupported, Vcpu, cr0, cr4, seg, vector};
+use crate::cpu::{Flow, Stop, Unsupported, Vcpu, cr0, cr4, seg, vector};
+use crate::engine::features;
 
 /// SSE and AVX state enabled in XCR0.
 const XCR0_AVX: u64 = 6;
@@ -11,7 +12,7 @@ const XCR0_AVX: u64 = 6;
 /// The checks that precede any access to memory, in the processor's order of priority.
 pub fn check(vcpu: &Vcpu, entry: &Entry, insn: &Instruction) -> Flow<()> {
     let s = &vcpu.state;
-    if !entry.features.iter().all(|f| announced(vcpu, *f)) {
+    if !entry.features.iter().all(|f| features::has(&vcpu.model, *f)) {
         return Err(Stop::ud());
     }
     let undefined = match entry.family {
@@ -61,40 +62,6 @@ pub fn unsupported(vcpu: &Vcpu, insn: &Instruction, feature: String) -> Stop {
 pub fn start(vcpu: &Vcpu, insn: &Instruction) -> u32 {
     let eip = vcpu.state.eip.wrapping_sub(insn.len() as u32);
     if vcpu.state.seg[seg::CS].big() { eip } else { eip & 0xffff }
-}
-
-/// The guest's name for a CPUID feature; None for those that every model has.
-fn feature(feature: CpuidFeature) -> Option<Feature> {
-    Some(match feature {
-        CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 => Feature::Fpu,
-        CpuidFeature::CMOV => Feature::Cmov,
-        CpuidFeature::MMX => Feature::Mmx,
-        CpuidFeature::FXSR => Feature::Fxsr,
-        CpuidFeature::SSE => Feature::Sse,
-        CpuidFeature::SSE2 => Feature::Sse2,
-        CpuidFeature::SSE3 => Feature::Sse3,
-        CpuidFeature::SSSE3 => Feature::Ssse3,
-        CpuidFeature::SSE4_1 => Feature::Sse41,
-        CpuidFeature::SSE4_2 => Feature::Sse42,
-        CpuidFeature::AES => Feature::Aes,
-        CpuidFeature::PCLMULQDQ => Feature::Pclmulqdq,
-        CpuidFeature::SHA => Feature::Sha,
-        CpuidFeature::AVX => Feature::Avx,
-        CpuidFeature::AVX2 => Feature::Avx2,
-        CpuidFeature::FMA => Feature::Fma,
-        CpuidFeature::F16C => Feature::F16c,
-        CpuidFeature::BMI1 => Feature::Bmi1,
-        CpuidFeature::BMI2 => Feature::Bmi2,
-        CpuidFeature::ADX => Feature::Adx,
-        CpuidFeature::XSAVE => Feature::Xsave,
-        _ => return None,
-    })
-}
-
-/// True if the guest's CPUID announces the feature. XSAVEOPT and XSAVEC exist on no model.
-fn announced(vcpu: &Vcpu, wanted: CpuidFeature) -> bool {
-    let absent = matches!(wanted, CpuidFeature::XSAVEOPT | CpuidFeature::XSAVEC);
-    !absent && feature(wanted).is_none_or(|f| vcpu.model.has(f))
 }
 
 /// True if this host's processor can run instructions of the feature. An operator may have announced more than that.

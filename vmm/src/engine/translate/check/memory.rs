@@ -6,6 +6,7 @@
 //!   offset of its own, 256 MiB either way at most: that too stays in the window and the gaps around it.
 //! * RSI and RDI of string instructions, made from a window and a linear address just before. They move element by
 //!   element, so the gap stops them, whatever the count; after one instruction they are cut to 32 bits again.
+//! * The tripwire: a difference of two EIPs, below 2^32, after its readable page.
 //! * Single fields of the context.
 
 use std::mem::offset_of;
@@ -111,6 +112,25 @@ fn context_operand(insn: &Instruction, index: Register) -> bool {
 pub fn in_context(insn: &Instruction) -> bool {
     let explicit = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
     explicit && insn.memory_base() == Register::R15
+}
+
+/// True if the memory operand names the tripwire, rightly or not.
+pub fn in_tripwire(insn: &Instruction) -> bool {
+    insn.op1_kind() == OpKind::Memory && [insn.memory_base(), insn.memory_index()].contains(&Register::R13)
+}
+
+/// Checks `movzx scratch, word [difference + tripwire]`: two readable bytes and 4 GiB of nothing, whatever the difference.
+pub fn tripwire_operand(insn: &Instruction, state: &State) -> Result<(), &'static str> {
+    let difference = insn.memory_base();
+    let shape = difference.is_gpr64()
+        && scratch(number(difference))
+        && state.narrow(number(difference))
+        && insn.memory_index() == Register::R13
+        && insn.memory_index_scale() == 1
+        && insn.memory_displacement64() == 0
+        && insn.segment_prefix() == Register::None
+        && scratch(number(insn.op0_register()));
+    if shape { Ok(()) } else { Err(OUTSIDE) }
 }
 
 /// What a load from the context leaves in a register.

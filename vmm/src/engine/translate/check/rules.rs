@@ -48,6 +48,7 @@ impl Step<'_> {
             FlowControl::UnconditionalBranch => self.jump(),
             FlowControl::ConditionalBranch => self.jump_if(),
             FlowControl::IndirectBranch => self.jump_indirect(),
+            FlowControl::IndirectCall => self.call_indirect(),
             FlowControl::Call => self.call(),
             FlowControl::Return => self.return_near(),
             _ => Err("an instruction that leaves emitted code"),
@@ -133,8 +134,9 @@ impl Step<'_> {
                 self.state.set(number(insn.op0_register()), value);
                 Ok(())
             }
-            Code::VEX_Shrx_r32_rm32_r32 if number(insn.op2_register()) == host::QUARTER => self.quarter(),
+            Code::VEX_Shrx_r32_rm32_r32 if number(insn.op2_register()) == host::TRIPWIRE => self.quarter(),
             Code::VEX_Pext_r32_r32_rm32 if insn.op2_register() == Register::R12D => self.index(),
+            Code::Movzx_r32_rm16 if memory::in_tripwire(insn) => self.tripwire(),
             _ if insn.is_string_instruction() => self.string(),
             _ => self.data(),
         }
@@ -218,6 +220,17 @@ impl Step<'_> {
             return Err("an index of something that is not a guest EIP");
         }
         self.state.set(to, Value::Index);
+        Ok(())
+    }
+
+    /// `movzx scratch, word [difference + tripwire]`: may leave for the guest EIP in r8d.
+    fn tripwire(&mut self) -> Rule<()> {
+        memory::tripwire_operand(self.insn, &self.state)?;
+        self.state.require_guest_narrow()?;
+        if !self.state.narrow(TARGET) {
+            return Err("a tripwire that is passed with something that is not a guest EIP");
+        }
+        self.state.set(number(self.insn.op0_register()), Value::Narrow);
         Ok(())
     }
 
@@ -315,7 +328,7 @@ impl Step<'_> {
         if target == t.load_fp {
             return self.load_fp();
         }
-        if (self.subject.linked)(target) {
+        if (self.subject.linked)(target, self.state.fp) {
             return self.left();
         }
         let offset = self.inside(target)?;
@@ -336,7 +349,7 @@ impl Step<'_> {
         let target = self.insn.near_branch_target();
         let t = self.subject.trampolines;
         let by_table = (target == t.miss || target == t.branch) && self.state.narrow(TARGET);
-        if by_table || (self.subject.linked)(target) {
+        if by_table || (self.subject.linked)(target, self.state.fp) {
             self.state.require_guest_narrow()?;
             return Ok(After { falls: Some(self.state), jumps: None });
         }
@@ -357,20 +370,25 @@ impl Step<'_> {
         }
         self.state.require_guest_narrow()?;
         let target = self.insn.near_branch_target();
-        let mut landing = State::indirect_entry();
-        landing.fp = self.state.fp;
-        if target == self.subject.trampolines.branch {
-            let named = self.state.narrow(TARGET);
-            return match named {
-                true => Ok(After { falls: Some(landing), jumps: None }),
-                false => Err("an indirect call to something that is not a guest EIP"),
-            };
-        }
-        if (self.subject.linked)(target) {
-            return Ok(After { falls: Some(landing), jumps: None });
+        if (self.subject.linked)(target, self.state.fp) {
+            return Ok(After { falls: Some(self.landing()), jumps: None });
         }
         let offset = self.inside(target)?;
-        Ok(After { falls: Some(landing), jumps: Some((offset, State::entry())) })
+        Ok(After { falls: Some(self.landing()), jumps: Some((offset, State::entry())) })
+    }
+
+    /// What is known where a call returns to.
+    fn landing(&self) -> State {
+        let mut landing = State::indirect_entry();
+        landing.fp = self.state.fp;
+        landing
+    }
+
+    /// CALL near through the table.
+    fn call_indirect(self) -> Rule<After> {
+        self.state.require_guest_narrow()?;
+        self.through_table(Code::Call_rm64)?;
+        Ok(After { falls: Some(self.landing()), jumps: None })
     }
 
     /// RET near: to the landing of a call, or to the common code for an empty return stack.
@@ -381,31 +399,37 @@ impl Step<'_> {
         }
     }
 
-    /// `jmp [branches + index*8]` or `jmp [branches + constant]`.
+    /// JMP near through the table.
     fn jump_indirect(self) -> Rule<After> {
+        self.through_table(Code::Jmp_rm64)?;
+        self.left()
+    }
+
+    /// `[branches + index*8]` or `[branches + constant]`.
+    fn through_table(&self, code: Code) -> Rule<()> {
         let i = self.insn;
-        let constant = i.code() == Code::Jmp_rm64
+        let shape = i.code() == code
             && i.op0_kind() == OpKind::Memory
             && i.memory_base().is_gpr64()
-            && i.memory_index() == Register::None
-            && i.memory_displacement64() < 8 * INDEX_ENTRIES as u64
-            && i.memory_displacement64().is_multiple_of(8)
-            && i.segment_prefix() == Register::None;
-        if constant && self.state.get(number(i.memory_base())) == Value::Branches && self.state.narrow(TARGET) {
-            return self.left();
-        }
-        let shape = i.code() == Code::Jmp_rm64
-            && i.op0_kind() == OpKind::Memory
-            && i.memory_base().is_gpr64()
-            && i.memory_index().is_gpr64()
-            && i.memory_index_scale() == 8
-            && i.memory_displacement64() == 0
-            && i.segment_prefix() == Register::None;
-        let known = shape
+            && i.segment_prefix() == Register::None
             && self.state.get(number(i.memory_base())) == Value::Branches
-            && self.state.get(number(i.memory_index())) == Value::Index
             && self.state.narrow(TARGET);
-        if known { self.left() } else { Err("an indirect branch that does not go through the table") }
+        let entry = match i.memory_index() {
+            Register::None => {
+                let at = i.memory_displacement64();
+                at < 8 * INDEX_ENTRIES as u64 && at.is_multiple_of(8)
+            }
+            index => {
+                index.is_gpr64()
+                    && i.memory_index_scale() == 8
+                    && i.memory_displacement64() == 0
+                    && self.state.get(number(index)) == Value::Index
+            }
+        };
+        match shape && entry {
+            true => Ok(()),
+            false => Err("an indirect branch that does not go through the table"),
+        }
     }
 
     /// The common code loads x87, SSE and AVX state and goes on at r9.

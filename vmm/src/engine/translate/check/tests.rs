@@ -61,7 +61,7 @@ impl Emitted {
             sites: FIRST_SITE..FIRST_SITE + self.sites,
             restarts_load_fp: self.fp,
             trampolines: &self.trampolines,
-            linked: &|_| false,
+            linked: &|_, _| false,
         })
     }
 
@@ -99,7 +99,7 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
     let mode = Mode::of(&v).unwrap();
     let (mut page, mut trace, mut t) = ([0; FRAME_SIZE], Trace::default(), Translation::default());
     assert!(v.mmu.ram.read(CODE as u64, &mut page));
-    decode::decode(&v, CODE, &page, &mut trace);
+    decode::decode(&v, CODE, &page, |_| false, &mut trace);
     let (common, trampolines) = trampoline::assemble(CACHE).unwrap();
     let mut emitter = Emitter::new((CACHE + common.len() as u64).next_multiple_of(32));
     let environment = translate::Environment {
@@ -107,6 +107,7 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
         trampolines: &trampolines,
         dynamic: &Default::default(),
         interpreted: &Default::default(),
+        varied: &Default::default(),
         fixed: setup == Setup::Flat,
         first_site: FIRST_SITE,
     };
@@ -133,7 +134,7 @@ fn accepted(program: &[u8], setup: Setup) -> Emitted {
 
 #[test]
 fn snippets_are_accepted() {
-    for program in corpus::snippets() {
+    for program in [corpus::snippets(), corpus::shadows()].concat() {
         for setup in SETUPS {
             accepted(&program, setup);
         }
@@ -213,6 +214,11 @@ fn forbidden_instructions_are_rejected() {
         let instructions = block.instructions();
         for (name, bytes) in &forbidden {
             let at = rng.random_range(0..instructions.len());
+            let offset = (instructions[at].ip() - block.start) as usize;
+            if block.code[offset..].starts_with(bytes) {
+                // What is right there is so twice.
+                continue;
+            }
             let Some(mutant) = mutate::insert(&block, &instructions, at, bytes) else { continue };
             rejected(&mutant, name);
             mutants += 1;
@@ -280,7 +286,9 @@ fn links_are_asked_for() {
     block.code[at + 2..at + 6].copy_from_slice(&displacement.to_le_bytes());
     rejected(&block, "wild branch");
     block.with_subject(|s| {
-        let live = Subject { linked: &|to| to == other, sites: s.sites.clone(), ..*s };
+        let live = Subject { linked: &|to, _| to == other, sites: s.sites.clone(), ..*s };
         assert_eq!(check(&live), Ok(()));
+        let needs_fp = Subject { linked: &|to, fp| to == other && fp, sites: s.sites.clone(), ..*s };
+        assert!(check(&needs_fp).is_err(), "a branch into a block whose x87 and SSE state is not loaded");
     });
 }

@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::super::block::{Leave, Point};
 use super::super::context::{Context, host};
-use super::super::emit::Fixup;
+use super::super::emit::{Fixup, Transfer};
 use super::Translator;
 use super::operand::number;
 
@@ -57,18 +57,23 @@ impl Translator<'_> {
     }
 
     pub(super) fn call(&mut self, insn: &Instruction) -> Option<()> {
+        let eip = insn.near_branch32();
         self.push_return_address()?;
-        let fixup = self.e.call_later();
-        self.pending.push(Pending { fixup, eip: insn.near_branch32(), kind: Out::Branch });
+        match self.linkable(eip) {
+            true => {
+                let fixup = self.e.call_later();
+                self.pending.push(Pending { fixup, eip, kind: Out::Branch });
+            }
+            false => self.e.by_table(Transfer::Call, eip),
+        }
         self.land();
         Some(())
     }
 
     pub(super) fn call_indirect(&mut self, insn: &Instruction) -> Option<()> {
-        self.branch_target(insn)?;
+        let target = self.branch_target(insn)?;
         self.push_return_address()?;
-        self.e.mov32(8, 11);
-        self.e.call(self.env.trampolines.branch);
+        self.finish_indirect(Transfer::Call, target);
         self.land();
         Some(())
     }
@@ -87,12 +92,23 @@ impl Translator<'_> {
 
     /// Where a guest's return comes to by way of the return stack, with the EIP it returns to in r8d.
     pub(super) fn land(&mut self) {
-        self.e.expect_eip(self.next, self.env.trampolines.branch);
+        self.expect(self.next, self.env.trampolines.branch);
+    }
+
+    /// Goes on only if r8d is `eip`. What is not seldom come to for something else goes to the branch at `elsewhere` then.
+    /// The supervisor's code is not left to the tripwire: it switches stacks, and then every return is to somewhere else.
+    pub(super) fn expect(&mut self, eip: u32, elsewhere: u64) {
+        match self.env.mode.user() && !self.env.varied.contains(&self.eip) {
+            true => self.e.expect_eip_or_fault(eip),
+            false => self.e.expect_eip(eip, elsewhere),
+        }
     }
 
     pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> Option<()> {
-        self.branch_target(insn)?;
-        self.finish_indirect();
+        let target = self.branch_target(insn)?;
+        self.e.lea32(host::ESP, host::ESP, self.delta);
+        self.delta = 0;
+        self.finish_indirect(Transfer::Jump, target);
         Some(())
     }
 
@@ -106,31 +122,34 @@ impl Translator<'_> {
         Some(())
     }
 
-    /// r11d = the target of an indirect branch.
-    pub(super) fn branch_target(&mut self, insn: &Instruction) -> Option<()> {
+    /// The register that the target of an indirect branch is in now: r8d, or r11d where the return address is still to
+    /// be stored by way of r8d.
+    fn branch_target(&mut self, insn: &Instruction) -> Option<Register> {
+        let to = if self.picks() { Register::R11D } else { Register::R8D };
         if insn.op0_kind() == OpKind::Memory {
             let place = self.place(insn)?;
-            return self.load(Register::R11D, place);
+            self.load(to, place)?;
+            return Some(to);
         }
         match insn.op0_register() {
-            Register::ESP => self.e.lea32_or_mov(11, host::ESP, self.delta),
-            r => self.e.mov32(11, number(r)),
+            Register::ESP => self.e.lea32_or_mov(number(to), host::ESP, self.delta),
+            r => self.e.mov32(number(to), number(r)),
         }
-        Some(())
+        Some(to)
     }
 
-    pub(super) fn finish_indirect(&mut self) {
-        self.e.lea32(host::ESP, host::ESP, self.delta);
-        self.delta = 0;
-        self.e.mov32(8, 11);
-        self.e.jump_indirect();
+    fn finish_indirect(&mut self, transfer: Transfer, target: Register) {
+        if target != Register::R8D {
+            self.e.mov32(8, number(target));
+        }
+        self.e.indirect(transfer);
     }
 
     /// Ends the block with a branch to a known EIP.
     pub(super) fn leave_direct(&mut self, eip: u32) {
         self.commit();
         if !self.linkable(eip) {
-            self.e.jump_by_table(eip);
+            self.e.by_table(Transfer::Jump, eip);
             return;
         }
         let fixup = self.e.jump_later();
@@ -161,7 +180,7 @@ impl Translator<'_> {
         for p in std::mem::take(&mut self.pending) {
             self.e.land(p.fixup);
             if p.kind == Out::Branch && !self.linkable(p.eip) {
-                self.e.jump_by_table(p.eip);
+                self.e.by_table(Transfer::Jump, p.eip);
                 continue;
             }
             let stub = self.e.origin + self.e.position() as u64;

@@ -18,6 +18,7 @@ pub fn snippets() -> Vec<Vec<u8>> {
     let mut all = stack();
     all.extend(branches());
     all.extend(data());
+    all.extend(sensitive());
     all
 }
 
@@ -219,4 +220,55 @@ pub fn block(codes: &[Code], rng: &mut SmallRng) -> Vec<u8> {
     }
     program.push(0xc3);
     program
+}
+
+/// What changes segments and rings.
+fn sensitive() -> Vec<Vec<u8>> {
+    vec![
+        assemble(|a| a.mov(fs, eax)),
+        assemble(|a| a.mov(es, esp)),
+        assemble(|a| {
+            a.push(eax)?;
+            a.mov(ds, word_ptr(esi + 4))
+        }),
+        assemble(|a| {
+            a.pop(ebx)?;
+            a.pop(gs)
+        }),
+        assemble(|a| {
+            a.push(ebp)?;
+            a.sysenter()
+        }),
+        assemble(|a| a.sysexit()),
+        assemble(|a| {
+            a.fld(dword_ptr(eax).fs())?;
+            a.fst(qword_ptr(ebx + esi * 2).gs())?;
+            a.ret()
+        }),
+    ]
+}
+
+/// STI and what it protects. In these, r8 holds guest data for a while, which may go where a guest EIP may: they are not
+/// for spoiling.
+pub fn shadows() -> Vec<Vec<u8>> {
+    vec![
+        assemble(|a| {
+            a.sti()?;
+            a.sysexit()
+        }),
+        assemble(|a| {
+            a.push(eax)?;
+            a.sti()?;
+            a.ret()
+        }),
+        assemble(|a| {
+            a.sti()?;
+            a.hlt()
+        }),
+        assemble(|a| {
+            a.sti()?;
+            a.call(u64::from(CODE) + 0x100)?;
+            a.popfd()
+        }),
+    ]
 }

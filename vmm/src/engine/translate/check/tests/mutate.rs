@@ -11,7 +11,7 @@ use super::{CACHE, Emitted};
 use crate::engine::translate::context::Context;
 
 /// Ways in which [`spoilt`] spoils an instruction.
-pub const WAYS: usize = 16;
+pub const WAYS: usize = 19;
 
 /// `block` made of `instructions` instead, laid out anew; branches follow the instructions that they go to. `moved` is
 /// the index from which indices are shifted by one insertion (or removal, -1).
@@ -76,7 +76,9 @@ pub fn spoilt(block: &Emitted) -> Vec<(&'static str, Emitted)> {
     let instructions = block.instructions();
     let mut all = Vec::new();
     for (at, insn) in instructions.iter().enumerate() {
-        for (name, new) in [addresses(insn), context(insn), registers(insn), branches(block, insn)].concat() {
+        for (name, new) in
+            [addresses(insn), tripwire(insn), context(insn), registers(insn), branches(block, insn)].concat()
+        {
             all.extend(replace(block, &instructions, at, new).map(|m| (name, m)));
         }
         if let Some(new) = widen(insn, &block.code[(insn.ip() - block.start) as usize..][..insn.len()]) {
@@ -142,6 +144,23 @@ fn addresses(insn: &Instruction) -> Changed {
             i.set_memory_displ_size(1);
         }));
         all.push(changed(insn, "GS on a picked window", |i| i.set_segment_prefix(Register::GS)));
+    }
+    all
+}
+
+fn tripwire(insn: &Instruction) -> Changed {
+    if insn.code() != Code::Movzx_r32_rm16 || insn.memory_index() != Register::R13 {
+        return Vec::new();
+    }
+    let mut all = vec![
+        changed(insn, "tripwire scaled", |i| i.set_memory_index_scale(2)),
+        changed(insn, "displacement to the tripwire", |i| {
+            i.set_memory_displacement64(4u64.wrapping_neg());
+            i.set_memory_displ_size(1);
+        }),
+    ];
+    for base in [Register::R11, Register::R14, Register::R15, Register::RSP, Register::None] {
+        all.push(changed(insn, "another difference at the tripwire", |i| i.set_memory_base(base)));
     }
     all
 }
@@ -227,6 +246,7 @@ fn needed(insn: &Instruction) -> bool {
         }
         Code::Mov_rm64_r64 => insn.op0_register() == Register::R8 || insn.op1_register() == Register::R8,
         Code::Lea_r64_m => true,
+        Code::Lea_r32_m => insn.op0_register() == Register::R9D,
         Code::Mov_rm32_r32 => {
             insn.op0_register() == insn.op1_register() && matches!(insn.op0_register(), Register::ESI | Register::EDI)
         }
