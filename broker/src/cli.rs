@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use ipc::control::{MAX_MEMORY, MIN_MEMORY};
 use policy::Layer;
 
+use crate::disks::VhostUserBlk;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0        the guest powered off
@@ -51,6 +53,10 @@ pub struct RunOptions {
     /// Guest RAM in bytes, or with a suffix: K, M, G
     #[arg(long, short, value_name = "SIZE", default_value = "512M", value_parser = memory_size)]
     pub memory: u64,
+    /// A disk served by a vhost-user-blk back end that listens at PATH; may be given several times. The back end
+    /// sees none of the guest's RAM, only a bounce region (8M unless given)
+    #[arg(long, value_name = "socket=PATH[,bounce=SIZE]", value_parser = VhostUserBlk::parse)]
+    pub vhost_user_blk: Vec<VhostUserBlk>,
     /// What executes guest code: auto, translate or interp
     #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "translate", "interp"])]
     pub engine: String,
@@ -95,8 +101,17 @@ fn console(text: &str) -> Result<Console, String> {
     }
 }
 
-/// Parses `512M`, `1G`, `65536K` or bytes.
+/// Parses `512M`, `1G`, `65536K` or bytes as a size of guest RAM.
 fn memory_size(text: &str) -> Result<u64, String> {
+    let bytes = byte_count(text)?;
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(4096) {
+        return Err("between 1M and 63G, in steps of 4K".into());
+    }
+    Ok(bytes)
+}
+
+/// Parses a number of bytes with K, M or G after it.
+pub fn byte_count(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.char_indices().next_back() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),
         Some((at, 'm' | 'M')) => (&text[..at], 20),
@@ -104,11 +119,7 @@ fn memory_size(text: &str) -> Result<u64, String> {
         _ => (text, 0),
     };
     let number: u64 = digits.parse().map_err(|_| "give a number, with K, M or G after it (for example 512M)")?;
-    let bytes = number.checked_mul(1 << shift).ok_or("too large")?;
-    if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(4096) {
-        return Err("between 1M and 63G, in steps of 4K".into());
-    }
-    Ok(bytes)
+    number.checked_mul(1 << shift).ok_or("too large".into())
 }
 
 #[cfg(test)]

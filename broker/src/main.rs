@@ -4,6 +4,7 @@
 //! from a guest. `run` is the one subcommand so far. Exit codes are listed in [`ipc::outcome`] and by `bulkhead --help`.
 
 mod cli;
+mod disks;
 mod escape;
 mod heart;
 mod link;

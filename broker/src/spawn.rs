@@ -99,10 +99,13 @@ pub fn spawn(options: &RunOptions, resources: &Resources) -> Result<Vmm, SpawnEr
         stats: options.stats,
         started_ns,
         initrd: resources.initrd.is_some(),
+        disks: resources.disks.iter().zip(0..).map(|((disk, _), index)| disk.config(index)).collect(),
     };
-    let files =
-        [Some(resources.kernel.as_fd()), resources.initrd.as_ref().map(File::as_fd), Some(their_console.as_fd())];
-    vmm.link.say(&ToVmm::Start(start), &files.into_iter().flatten().collect::<Vec<_>>())?;
+    let mut descriptors = vec![resources.kernel.as_fd()];
+    descriptors.extend(resources.initrd.as_ref().map(File::as_fd));
+    descriptors.push(their_console.as_fd());
+    descriptors.extend(resources.disks.iter().map(|(_, socket)| socket.as_fd()));
+    vmm.link.say(&ToVmm::Start(start), &descriptors)?;
     Ok(vmm)
 }
 

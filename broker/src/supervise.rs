@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ipc::ChannelError;
-use ipc::control::{FromVmm, ToVmm};
+use ipc::control::{DeviceEvent, FromVmm, ToVmm};
 use ipc::outcome::{Outcome, cause_chain};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
@@ -240,6 +240,7 @@ impl Supervisor {
                 self.stats.insert(0, ("vmm.startup_us".into(), startup_ns / 1000));
             }
             FromVmm::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
+            FromVmm::Device { name, event } => tell(&name, &event),
             FromVmm::Alive(number) => {
                 if self.heart.answered(number, Instant::now()) {
                     tracing::info!("the vmm answers again");
@@ -252,5 +253,14 @@ impl Supervisor {
             // Told before the guest was started; log events do not come here.
             FromVmm::Ready { .. } | FromVmm::Log(_) => {}
         }
+    }
+}
+
+/// Tells the operator what became of a device.
+fn tell(name: &str, event: &DeviceEvent) {
+    match event {
+        DeviceEvent::Lost(reason) => tracing::error!("{name}: its back end is gone: {reason}"),
+        DeviceEvent::Restored => tracing::info!("{name}: a back end serves it again"),
+        DeviceEvent::NeedsReset(reason) => tracing::warn!("{name}: it asked the guest's driver for a reset: {reason}"),
     }
 }

@@ -47,7 +47,8 @@ fn run(options: Options, mut inherited: Inherited) -> Result<(), Box<dyn Error>>
         (None, None) => return Err("no image: give --path or --disk-fd".into()),
     };
     let format = options.format.ok_or("no format: give --format")?;
-    let disk = open::open(open::Options { source, format, cache: options.cache, read_only: options.read_only })?;
+    let (cache, read_only, allow_backing) = (options.cache, options.read_only, options.allow_backing);
+    let disk = open::open(open::Options { source, format, cache, read_only, allow_backing })?;
     let device = Arc::new(Device::new(disk, &options.serial, options.queues)?);
     let announcer = Arc::new(Announcer::default());
     if let Some(fd) = options.control_fd {

@@ -34,6 +34,9 @@ pub struct Options {
     /// How far a completed write has come
     #[arg(long, value_enum, default_value_t = Cache::Writeback)]
     pub cache: Cache,
+    /// Open the backing file that a qcow2 image names, if it states that file's format; only with --path
+    #[arg(long, requires = "path")]
+    pub allow_backing: bool,
     /// Refuse writing
     #[arg(long)]
     pub read_only: bool,
@@ -44,7 +47,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub queues: u16,
     /// How many microseconds a worker waits for a next request before it sleeps
-    #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    #[arg(long, value_name = "US", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub spin: u64,
     /// Take commands (ping, resize), a line each, from this inherited socket and answer there
     #[arg(long, value_name = "N")]

@@ -3,6 +3,11 @@
 //!
 //! Chains are carried out one after the other on the queue's own thread, so they complete in order, and a flush comes
 //! after every write that the queue completed before it. Parallelism is in the number of queues.
+//!
+//! The calls are synchronous: preadv and pwritev, not io_uring. Random reads of 4 KiB from the page cache (tmpfs) were
+//! 1.5 to 2 times as many with preadv, at depth 1 and 32; with O_DIRECT on a disk both were equal at depth 1, and
+//! io_uring 2.9 times as fast at depth 32, which several queues give as well. For that one case io_uring would stay
+//! reachable from a confined process, whose system call filter does not see what a ring is asked to do.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -80,10 +85,11 @@ impl Engine {
         M: GuestMemory,
         M::Bitmap: 'static,
     {
-        let Some(chain) = queue.iter(mem)?.next() else {
-            // The iterator also ends at what it cannot read.
-            return if is_empty(queue, mem)? { Ok(None) } else { Err(Broken::Unreadable) };
-        };
+        // Asked once: what the driver adds a moment later is for the next turn.
+        if is_empty(queue, mem)? {
+            return Ok(None);
+        }
+        let chain = queue.iter(mem)?.next().ok_or(Broken::Unreadable)?;
         let head = chain.head_index();
         let parsed = self.parser.parse(mem, chain, device.limits());
         let request = parsed.map_err(|source| Broken::Chain { head, source })?;

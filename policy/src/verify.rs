@@ -91,12 +91,7 @@ impl Verified {
 
     /// Judges its descriptors: exactly one for each of `expected`, which are beginnings of what /proc calls them.
     pub fn check_descriptors(&self, expected: &[&str]) -> Result<(), VerifyError> {
-        let mut left: Vec<&str> = expected.to_vec();
-        let known = self.descriptors.values().all(|found| {
-            let place = left.iter().position(|e| found.starts_with(e));
-            place.map(|place| left.swap_remove(place)).is_some()
-        });
-        if known && left.is_empty() {
+        if accounted_for(self.descriptors.values().map(String::as_str), expected) {
             return Ok(());
         }
         let found = self.descriptors.values().cloned().collect();
@@ -131,6 +126,17 @@ impl Verified {
         }
         findings
     }
+}
+
+/// True if each of `found` begins with one of `expected`, and none is left. The longest beginning is taken: a shorter one is
+/// left for what has no other.
+fn accounted_for<'a>(mut found: impl Iterator<Item = &'a str>, expected: &[&str]) -> bool {
+    let mut left = expected.to_vec();
+    let known = found.all(|found| {
+        let fitting = (0..left.len()).filter(|place| found.starts_with(left[*place]));
+        fitting.max_by_key(|place| left[*place].len()).map(|place| left.swap_remove(place)).is_some()
+    });
+    known && left.is_empty()
 }
 
 /// The names in a directory, with what each links to ("" if it is no link).
@@ -207,6 +213,16 @@ fn core_limit(pid: Pid) -> Result<String, VerifyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descriptors_are_exactly_those_expected_in_any_order() {
+        let holds = |found: &[&str]| accounted_for(found.iter().copied(), &["/dev/null", "/memfd:", "/", "socket:"]);
+        assert!(holds(&["/dev/null", "/memfd:ram", "/boot/kernel", "socket:[7]"]));
+        assert!(holds(&["socket:[7]", "/boot/kernel", "/memfd:ram", "/dev/null"]));
+        assert!(!holds(&["/dev/null", "/memfd:ram", "/boot/kernel"]), "one is missing");
+        assert!(!holds(&["/dev/null", "/memfd:ram", "/boot/kernel", "socket:[7]", "socket:[8]"]), "one too many");
+        assert!(!holds(&["/dev/null", "/memfd:ram", "/boot/kernel", "pipe:[7]"]), "another one");
+    }
 
     /// A process that is not confined at all: the verifier itself.
     #[test]

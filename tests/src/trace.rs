@@ -44,7 +44,7 @@ pub struct Traced<'a> {
 }
 
 impl<'a> Traced<'a> {
-    /// Starts `command` and watches it to its end, while `operate`, on a thread of its own, has its console. Returns its
+    /// Starts `command` and watches it and what comes of it to its end, while `operate`, on a thread of its own, has its console. Returns its
     /// exit code and what the confined process used.
     pub fn watch(
         mut command: Command,
@@ -70,17 +70,17 @@ impl<'a> Traced<'a> {
     }
 
     fn follow(mut self, root: Pid) -> io::Result<(i32, Used)> {
-        let mut code = None;
         loop {
             let (pid, status) = match wait() {
                 Ok(stop) => stop,
-                Err(nix::Error::ECHILD) => return Ok((code.unwrap_or(-1), self.used)),
                 Err(nix::Error::EINTR) => continue,
                 Err(error) => return Err(error.into()),
             };
             if !libc::WIFSTOPPED(status) {
-                let exit = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
-                code = if pid == root { code.or(exit) } else { code };
+                // It waited for the processes that it started, which have ended for us before they did for it.
+                if pid == root {
+                    return Ok((if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }, self.used));
+                }
                 continue;
             }
             let signal = match libc::WSTOPSIG(status) {
@@ -129,11 +129,12 @@ impl<'a> Traced<'a> {
     }
 }
 
-/// The next stop or end of any traced thread. nix's own knows no real-time signals, which kicks are.
+/// The next stop or end of any traced thread. nix's own knows no real-time signals, which kicks are. What other threads
+/// of this program started is theirs to wait for.
 fn wait() -> nix::Result<(Pid, i32)> {
     let mut status = 0;
     // SAFETY: writes one integer of ours.
-    let pid = nix::errno::Errno::result(unsafe { libc::waitpid(-1, &mut status, libc::__WALL) })?;
+    let pid = nix::errno::Errno::result(unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) })?;
     Ok((Pid::from_raw(pid), status))
 }
 

@@ -3,6 +3,8 @@
 
 #[path = "bare/apic.rs"]
 mod apic;
+#[path = "bare/churn.rs"]
+mod churn;
 #[path = "bare/code.rs"]
 mod code;
 #[path = "bare/debug.rs"]

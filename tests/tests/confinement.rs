@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -10,7 +11,9 @@ use nix::unistd::Pid;
 use policy::profile::Profile;
 use policy::verify::Verified;
 use policy::{Layers, Role};
+use tests::console::Console;
 use tests::debian::{Debian, Flavour};
+use tests::disks::Daemon;
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor, Running};
 use tests::trace::Traced;
@@ -26,7 +29,7 @@ const HOLDS: [&str; 9] =
 
 fn guest(dir: &std::path::Path) -> Result<Guest, Box<dyn Error>> {
     let debian = Debian::open()?;
-    let initrd = image::build(&debian, Contents { suite: false, python: false }, dir)?;
+    let initrd = image::build(&debian, Contents { disk: Some(Flavour::I686), ..Contents::default() }, dir)?;
     Ok(Guest::linux(debian.kernel(Flavour::I686)?, initrd))
 }
 
@@ -63,7 +66,6 @@ fn is_confined(engine: &str) -> Outcome {
     assert_eq!(broker.guest_ram, 0, "the broker never maps guest RAM");
     let user = fs::metadata(format!("/proc/{}", seen.pid))?;
     if nix::unistd::geteuid().is_root() {
-        use std::os::unix::fs::MetadataExt;
         assert_ne!(user.uid(), 0, "root's machines run as nobody in particular");
     }
     running.console.send("poweroff -f")?;
@@ -102,18 +104,29 @@ fn alive(pid: Pid) -> bool {
     stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next()).is_some_and(|state| state != 'Z')
 }
 
-/// A profile is no larger than it need be: each rule was used by a guest that booted, reset, and powered off, or says why
-/// a run need not meet it.
+/// Has the guest fill 4 MiB of its disk, and then do as told.
+fn writes_and(word: &str, console: &mut Console) -> Outcome {
+    console.wait_for("bulkhead# ", SILENCE)?;
+    console.send(&format!("dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync; {word}"))?;
+    Ok(())
+}
+
+/// A profile is no larger than it need be: each rule was used by a guest that booted, wrote to its disk, reset, and powered
+/// off, or says why a run need not meet it.
 #[test]
 fn every_rule_of_the_vmm_profile_is_used() -> Outcome {
     let dir = tempfile::tempdir()?;
     let profile = Profile::of(Role::Vmm)?;
-    let command = Monitor::bulkhead("translate").command(&guest(dir.path())?)?;
-    // It boots, resets, boots again and powers off. Where that fails, the guest is stopped by the end of its console.
+    let image = dir.path().join("disk");
+    fs::File::create(&image)?.set_len(16 << 20)?;
+    let disk = Daemon::start(&image, &[])?;
+    let mut guest = guest(dir.path())?;
+    guest.options.extend(["--vhost-user-blk".to_owned(), format!("socket={}", disk.socket.display())]);
+    let command = Monitor::bulkhead("translate").command(&guest)?;
+    // It boots, writes, resets, boots again, writes again and powers off. Where that fails, the guest is stopped by the end of its console.
     let (code, used) = Traced::watch(command, &profile, |mut console| {
         for word in ["reboot -f", "poweroff -f"] {
-            let shell = console.wait_for("bulkhead# ", SILENCE);
-            if let Err(error) = shell.and_then(|_| console.send(word)) {
+            if let Err(error) = writes_and(word, &mut console) {
                 eprintln!("{word}: {error}");
                 return;
             }
@@ -122,6 +135,7 @@ fn every_rule_of_the_vmm_profile_is_used() -> Outcome {
         let _ = console.wait_for("never printed", SILENCE);
     })?;
     assert_eq!(code, 0);
+    assert!(fs::metadata(&image)?.blocks() > 0, "the guest's writes reached the image");
     let unused: Vec<String> = profile
         .rules
         .iter()

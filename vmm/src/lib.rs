@@ -2,7 +2,8 @@
 //!
 //! Rooms, from the bottom up. `cpu` is the processor's architectural state and the rules of protection; it knows no
 //! engine. `mmu` owns guest RAM and translates addresses. `engine` executes instructions over both. `chipset` models
-//! the board's chips, `boot` puts a kernel into RAM, and `machine` is the only room that imports every other.
+//! the board's chips, `virtio` its devices, which live in other processes; `boot` puts a kernel into RAM, and `machine`
+//! is the only room that imports every other.
 //!
 //! The process is given descriptors for all it uses: nothing here opens a file or a socket.
 
@@ -14,5 +15,6 @@ pub mod inherit;
 pub mod machine;
 pub mod mmu;
 pub mod uplink;
+pub mod virtio;
 
 pub use ipc::outcome;

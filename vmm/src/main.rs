@@ -21,7 +21,7 @@ use tracing_subscriber::prelude::*;
 use vmm::boot::{BootError, Image, Payload};
 use vmm::cpu::{CpuModel, SelectionError};
 use vmm::inherit;
-use vmm::machine::{Foundation, Machine, MachineError, Parts};
+use vmm::machine::{Disk, Foundation, Machine, MachineError, Parts};
 use vmm::outcome::{self, Outcome, cause_chain};
 use vmm::uplink::Uplink;
 
@@ -108,7 +108,7 @@ fn shed(uplink: &Uplink, foundation: &Foundation, tolerate: &Layers) -> Result<(
     Ok(uplink.say(&FromVmm::Ready { landlock_proved: attestation.landlock_proved, missing })?)
 }
 
-/// The machine, of what came with the start message: kernel, initrd if there is one, console.
+/// The machine, of what came with the start message: kernel, initrd if there is one, console, disks.
 fn assemble(
     foundation: Foundation,
     cpu: CpuModel,
@@ -122,11 +122,17 @@ fn assemble(
     let kernel = Image::new("kernel", File::from(next()?))?;
     let initrd = if start.initrd { Some(Image::new("initrd", File::from(next()?))?) } else { None };
     let console = next()?;
+    let disks = start
+        .disks
+        .into_iter()
+        .map(|config| Ok(Disk { config, socket: next()? }))
+        .collect::<Result<_, StartError>>()?;
     let payload = Payload::identify(kernel, initrd, start.command_line)?;
     let parts = Parts {
         payload,
         cpu,
         console: Some(console),
+        disks,
         uplink: uplink.clone(),
         no_reboot: start.no_reboot,
         started_ns: start.started_ns,

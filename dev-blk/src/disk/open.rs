@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::qcow2::{Qcow2, Qcow2Error};
 use super::raw::{Alignment, Raw};
 use super::{Cache, Disk, Format, Image, alignment, lock};
 
@@ -33,6 +34,8 @@ pub struct Options {
     pub cache: Cache,
     /// Refuse writing.
     pub read_only: bool,
+    /// Open what a qcow2 image names as its backing file.
+    pub allow_backing: bool,
 }
 
 /// Why an image cannot be used, and what to do.
@@ -68,6 +71,12 @@ pub enum OpenError {
     /// A descriptor that does not fit the options.
     #[error("the image's descriptor {0}")]
     Descriptor(&'static str),
+    /// A qcow2 image is not as it should be.
+    #[error(transparent)]
+    Qcow2(#[from] Qcow2Error),
+    /// imago could do it, but a guest's small writes would become unpredictable.
+    #[error("cache=none is not supported for qcow2; use writeback, which is as safe after a flush")]
+    Qcow2Direct,
     /// Not whole blocks.
     #[error(
         "{name} has {bytes} bytes, which cache=none cannot use: a multiple of {block} is needed; extend it with \
@@ -86,28 +95,40 @@ pub enum OpenError {
 /// Opens an image.
 pub fn open(options: Options) -> Result<Disk, OpenError> {
     let direct = options.cache == Cache::None;
-    let (file, name) = match options.source {
+    let (file, path) = match options.source {
         Source::Path(path) => {
             let name = path.display().to_string();
             let file = open_path(&path, &name, direct, options.read_only)?;
             take_lock(&file, &name, options.read_only)?;
-            (file, name)
+            (file, Some(path))
         }
         Source::Descriptor(fd) => {
             check_flags(&fd, direct, options.read_only)?;
-            (File::from(fd), "the image".to_owned())
+            (File::from(fd), None)
         }
     };
-    let failed = |source| OpenError::Open { name: name.clone(), hint: "", source };
-    let kind = file.metadata().map_err(failed)?.file_type();
+    let name = path.as_ref().map_or_else(|| "the image".to_owned(), |path| path.display().to_string());
+    let kind = file.metadata().map_err(|source| failed(&name, source))?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(OpenError::Kind(name));
     }
-    let alignment = if direct { Some(alignment::of(&file).map_err(failed)?) } else { None };
-    let Format::Raw = options.format;
-    let raw = Raw::new(file, alignment).map_err(failed)?;
-    check_size(&raw, alignment, &name)?;
-    Ok(Disk { image: Image::Raw(raw), cache: options.cache, read_only: options.read_only })
+    let image = match options.format {
+        Format::Raw => Image::Raw(raw(file, &name, direct)?),
+        Format::Qcow2 if direct => return Err(OpenError::Qcow2Direct),
+        Format::Qcow2 => Image::Qcow2(Qcow2::new(file, path.as_deref(), !options.read_only, options.allow_backing)?),
+    };
+    Ok(Disk::new(image, options.cache, options.read_only))
+}
+
+fn raw(file: File, name: &str, direct: bool) -> Result<Raw, OpenError> {
+    let alignment = if direct { Some(alignment::of(&file).map_err(|source| failed(name, source))?) } else { None };
+    let raw = Raw::new(file, alignment).map_err(|source| failed(name, source))?;
+    check_size(&raw, alignment, name)?;
+    Ok(raw)
+}
+
+fn failed(name: &str, source: io::Error) -> OpenError {
+    OpenError::Open { name: name.to_owned(), hint: "", source }
 }
 
 fn open_path(path: &std::path::Path, name: &str, direct: bool, read_only: bool) -> Result<File, OpenError> {

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use nix::errno::Errno;
@@ -28,9 +28,6 @@ pub struct Raw {
     bytes: AtomicU64,
     /// Held for writing by whoever replaces a part of a block; used only if blocks are larger than sectors.
     partial: RwLock<()>,
-    /// A sync failed. The kernel has then dropped the pages that it could not write and would call the next sync a
-    /// success, so none is believed until the image is opened again.
-    lost: AtomicBool,
 }
 
 /// What O_DIRECT demands of a file, in bytes: powers of two.
@@ -45,10 +42,14 @@ pub struct Alignment {
 impl Raw {
     /// Takes over an open file. `direct` says that it was opened with O_DIRECT.
     pub fn new(file: File, direct: Option<Alignment>) -> io::Result<Self> {
-        let raw =
-            Self { file, direct, bytes: AtomicU64::new(0), partial: RwLock::default(), lost: AtomicBool::new(false) };
+        let raw = Self { direct, ..Self::over(file) };
         raw.measure()?;
         Ok(raw)
+    }
+
+    /// An image that was not measured: its size is 0.
+    pub(super) fn over(file: File) -> Self {
+        Self { file, direct: None, bytes: AtomicU64::new(0), partial: RwLock::default() }
     }
 
     /// Size in bytes, as last measured.
@@ -131,15 +132,7 @@ impl Raw {
 
     /// Waits until all completed writes are on stable storage.
     pub fn sync(&self) -> io::Result<()> {
-        let synced = if self.lost.load(Ordering::Acquire) {
-            Err(io::Error::other("an earlier sync failed, so data was lost; the image must be opened again"))
-        } else {
-            self.file.sync_data()
-        };
-        if synced.is_err() {
-            self.lost.store(true, Ordering::Release);
-        }
-        synced
+        self.file.sync_data()
     }
 
     /// Gives the range back to the host, if it takes it: discard is advice (virtio 1.2 §5.2.6).

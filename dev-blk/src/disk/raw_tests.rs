@@ -36,17 +36,6 @@ fn parts_of_a_block_are_replaced_without_harm_to_the_rest() {
 }
 
 #[test]
-fn a_failed_sync_is_not_followed_by_a_successful_one() {
-    let (mut raw, file) = raw(&[0; 512], None);
-    assert!(raw.sync().is_ok());
-    // A pipe cannot be synced, which stands for a medium's error; a good file afterwards changes nothing.
-    raw.file = File::from(std::os::fd::OwnedFd::from(std::io::pipe().unwrap().1));
-    assert_eq!(raw.sync().unwrap_err().raw_os_error(), Some(libc::EINVAL));
-    raw.file = file.reopen().unwrap();
-    assert!(raw.sync().is_err());
-}
-
-#[test]
 fn discarding_keeps_the_size_and_reads_zero_on_a_file() {
     let (raw, file) = raw(&[7; 16_384], None);
     raw.discard(4096, 8192).unwrap();

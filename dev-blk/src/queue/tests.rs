@@ -31,7 +31,7 @@ impl Bench {
         let mut image = tempfile::NamedTempFile::new().unwrap();
         image.write_all(content).unwrap();
         let source = Source::Path(image.path().to_owned());
-        let disk = open(Options { source, format: Format::Raw, cache, read_only }).unwrap();
+        let disk = open(Options { source, format: Format::Raw, cache, read_only, allow_backing: false }).unwrap();
         let device = Device::new(disk, "serial number", 1).unwrap();
         device.accept(1 << VIRTIO_BLK_F_FLUSH);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
@@ -175,4 +175,43 @@ fn broken_rings_stop_the_queue_and_nothing_else() {
     assert!(matches!(engine.run(&mut queue, &bench.mem, &bench.device), Err(Broken::Unreadable)));
     queue.try_set_avail_ring_address(GuestAddress(0x7000_0000)).unwrap();
     assert!(matches!(engine.run(&mut queue, &bench.mem, &bench.device), Err(Broken::Ring(_))));
+}
+
+#[test]
+fn a_driver_that_adds_requests_meanwhile_breaks_nothing() {
+    const REQUESTS: u16 = 2000;
+    let bench = Bench::new(&pattern(4096), Cache::Writeback, false);
+    bench.mem.write_obj(VIRTIO_BLK_T_FLUSH, GuestAddress(HEADER)).unwrap();
+    let mock = MockSplitQueue::new(&bench.mem, 16);
+    let chain = [(HEADER, 16, 1, 1), (STATUS, 1, WRITE, 0)];
+    for (slot, (at, len, flags, next)) in chain.into_iter().enumerate() {
+        mock.desc_table().store(slot as u16, Descriptor::new(at, len, flags, next).into()).unwrap();
+    }
+    let mut queue: Queue = mock.create_queue().unwrap();
+    // The mock's own used ring overlaps the last entries of its available ring.
+    queue.try_set_used_ring_address(GuestAddress(0x1000)).unwrap();
+    let (avail, used) = (GuestAddress(mock.avail_addr().0 + 2), GuestAddress(0x1002));
+    let broken = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for count in 1..=REQUESTS {
+                bench.mem.store(count, avail, Ordering::Release).unwrap();
+                while bench.mem.load::<u16>(used, Ordering::Acquire).unwrap() != count {
+                    if broken.load(Ordering::Acquire) {
+                        return;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut engine = Engine::default();
+        let mut completed = 0;
+        while completed < usize::from(REQUESTS) {
+            let progress = engine.run(&mut queue, &bench.mem, &bench.device);
+            broken.store(progress.is_err(), Ordering::Release);
+            completed += progress.unwrap().completed;
+            // Where both share a processor, the driver's turn.
+            std::thread::yield_now();
+        }
+    });
 }

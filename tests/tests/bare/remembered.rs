@@ -7,6 +7,9 @@ use tests::bare::runtime::SAVED;
 use tests::bare::tables::{descriptor, pte};
 use tests::bare::{Bare, Emit, at, sel};
 
+/// Code that a test runs.
+type Part = fn(&mut Bare) -> Emit;
+
 /// The descriptor that changes.
 const CHANGING: u32 = 0x40;
 /// Where it lies.
@@ -51,7 +54,7 @@ fn set_base(b: &mut Bare) -> Emit {
 #[test]
 fn bases_change() -> Outcome {
     let sum = (0..32u32).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(1 + i / 4));
-    let ways: [(&str, fn(&mut Bare) -> Emit); 4] = [
+    let ways: [(&str, Part); 4] = [
         ("mov", |b| b.asm.mov(fs, eax)),
         ("mov memory", |b| {
             b.asm.mov(dword_ptr(at::SCRATCH), eax)?;
@@ -183,7 +186,7 @@ fn seen(b: &mut Bare, name: &str) -> Emit {
 /// Another table, by LGDT and by page tables, with and without global entries, under two- and three-level paging.
 #[test]
 fn tables_change() -> Outcome {
-    let spaces: [(&str, u32, fn(&mut Bare) -> Emit); 2] = [
+    let spaces: [(&str, u32, Part); 2] = [
         ("two levels", pte(at::GDT), Bare::page_4k),
         ("three levels", at::PDPT + 0x2000 + (at::GDT >> 9), Bare::page_pae),
     ];
@@ -285,9 +288,18 @@ fn handler(b: &mut Bare, body: impl FnOnce(&mut Bare) -> Emit) -> Emit<CodeLabel
 fn twelve(b: &mut Bare, name: &str, handler: CodeLabel) -> Emit {
     b.poke(at::SCRATCH, 0)?;
     set_handler(b, handler)?;
-    b.fault_in_ring3(name, |b| rounds(b, 12, |b| enter(b).and_then(|()| b.asm.mov(eax, dword_ptr(at::FREE + 1)))))?;
+    b.fault_in_ring3(name, |b| {
+        rounds(b, 12, |b| {
+            enter(b)?;
+            b.asm.mov(eax, dword_ptr(at::FREE + 1))?;
+            b.asm.rdtsc()
+        })
+    })?;
     b.show_memory(&format!("{name} rounds"), SAVED + 16)?;
-    b.cr0_clear(0x4_0000)
+    b.cr0_clear(0x4_0000)?;
+    b.asm.mov(eax, cr4)?;
+    b.asm.and(eax, !4)?;
+    b.asm.mov(cr4, eax)
 }
 
 /// A timer interrupt is requested, with IF clear.
@@ -305,7 +317,7 @@ fn pending(b: &mut Bare) -> Emit {
     b.asm.jz(wait)
 }
 
-/// SYSEXIT with an interrupt that STI held off, with AC set, and where IA32_SYSENTER_CS names nothing; SYSENTER to another
+/// SYSEXIT with an interrupt that STI held off, with AC set, to a ring 3 that may not read the time stamp, and where IA32_SYSENTER_CS names nothing; SYSENTER to another
 /// handler.
 #[test]
 fn rings_change() -> Outcome {
@@ -333,6 +345,8 @@ fn rings_change() -> Outcome {
                 b.asm.sysexit()
             })?;
             twelve(b, "alignment", aligned)?;
+            let untimed = handler(b, |b| at_tenth(b, |b| b.cr4_set(4)).and_then(|()| b.asm.sysexit()))?;
+            twelve(b, "time stamp", untimed)?;
             let nothing = handler(b, |b| at_tenth(b, |b| msr(b, 0x174, 0)).and_then(|()| b.asm.sysexit()))?;
             b.poke(at::SCRATCH + 4, 0)?;
             twelve(b, "no sysexit", nothing)?;
@@ -342,15 +356,17 @@ fn rings_change() -> Outcome {
             twelve(b, "other handler", moves)?;
             b.show_memory("counted", at::SCRATCH + 4)
         },
-        "plain: #31 at +0000001d cs 001b fl 00000002 sp 0023:001c0000
+        "plain: #31 at +0000001f cs 001b fl 00000002 sp 0023:001c0000
          plain rounds 0000000c
          interrupt: #32 at +0000000f cs 001b fl 00000202 sp 0023:001c0000
          interrupt rounds 00000009
          alignment: #17 err 00000000 at +00000010 cs 001b fl 00050002 sp 0023:001c0000
          alignment rounds 00000009
+         time stamp: #13 err 00000000 at +00000015 cs 001b fl 00010002 sp 0023:001c0000
+         time stamp rounds 00000009
          no sysexit: #13 err 00000000 at +ffffff8f cs 0008 fl 00010002
          no sysexit rounds 00000009
-         other handler: #31 at +0000001d cs 001b fl 00000002 sp 0023:001c0000
+         other handler: #31 at +0000001f cs 001b fl 00000002 sp 0023:001c0000
          other handler rounds 0000000c
          counted 00000002",
         &["alignment"],

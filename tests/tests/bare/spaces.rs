@@ -109,6 +109,27 @@ fn expected() -> u32 {
     (0..1000).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(1 + i % 2))
 }
 
+/// INVLPG alone changes which code is at an address, for indirect calls and for a direct one from another page.
+#[test]
+fn same_address_other_code_by_invlpg() -> Outcome {
+    check(
+        |b| {
+            two_spaces(b)?;
+            for (name, place) in [("indirect", PAGE), ("direct", CALLER)] {
+                alternate(b, place, |b| {
+                    b.asm.xor(dword_ptr(pte(PAGE)), 0x1000)?;
+                    b.asm.invlpg(byte_ptr(PAGE))
+                })?;
+                b.asm.mov(eax, esi)?;
+                b.show(name)?;
+            }
+            Ok(())
+        },
+        &format!("indirect {0:08x}\ndirect {0:08x}", expected()),
+        &[],
+    )
+}
+
 /// The same linear address holds other code in each space, reached by indirect and by direct calls from shared code, at
 /// ring 0 and at ring 3.
 #[test]

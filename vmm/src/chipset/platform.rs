@@ -62,5 +62,9 @@ pub const IOAPIC_BASE: u64 = 0xfec0_0000;
 pub const HPET_BASE: u64 = 0xfed0_0000;
 pub const LAPIC_BASE: u64 = 0xfee0_0000;
 
+/// First PCI slot of virtio devices, and where firmware puts their BARs: 1 MiB a slot.
+pub const VIRTIO_SLOT: u8 = 4;
+pub const VIRTIO_BARS: u32 = 0xe000_0000;
+
 /// SLP_TYP of S5, for the DSDT's \_S5 package (PIIX4: soft off).
 pub const SLP_TYP_S5: u8 = 0;

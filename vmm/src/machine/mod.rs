@@ -6,6 +6,7 @@
 
 mod alarm;
 mod console;
+mod disks;
 mod foundation;
 mod io;
 mod kick;
@@ -20,10 +21,13 @@ use crate::boot::{BootError, Payload};
 use crate::chipset::{Board, BoardConfig, BoardEvent, Clock, Hook, Hooks};
 use crate::cpu::{CpuModel, CpuState, Lines, Vcpu, eflags, host_tsc, seg};
 use crate::engine::{Engine, EngineError, Exit};
-use crate::mmu::{Flush, GuestRam, RamError};
+use crate::mmu::{FRAME_SIZE, Flush, GuestRam, RamError};
 use crate::outcome::{Outcome, cause_chain};
 use crate::uplink::Uplink;
+use crate::virtio::{Dma, VirtioPci};
 use console::Console;
+use disks::Host;
+pub use disks::{Disk, DiskError};
 pub use foundation::Foundation;
 use io::Shared;
 use ipc::control::FromVmm;
@@ -43,6 +47,8 @@ pub enum MachineError {
     Boot(#[from] BootError),
     #[error("making the machine's own timers and wake-ups")]
     Host(#[from] nix::Error),
+    #[error("attaching a disk")]
+    Disk(#[from] DiskError),
     #[error("starting the I/O thread")]
     Thread(#[source] std::io::Error),
 }
@@ -55,6 +61,8 @@ pub struct Parts {
     pub cpu: CpuModel,
     /// The first serial port's stream socket.
     pub console: Option<OwnedFd>,
+    /// Disks, in the order of their slots.
+    pub disks: Vec<Disk>,
     /// Requests in, reports out.
     pub uplink: Arc<Uplink>,
     /// A reset ends the machine.
@@ -73,6 +81,7 @@ pub struct Machine {
     shared: Arc<Shared>,
     uplink: Arc<Uplink>,
     console: Option<Console>,
+    devices: Vec<Arc<VirtioPci>>,
     no_reboot: bool,
     started_ns: u64,
     counters: Counters,
@@ -92,6 +101,8 @@ impl Machine {
     pub fn new(foundation: Foundation, parts: Parts) -> Result<Self, MachineError> {
         let Foundation { ram, engine, lines, shared } = foundation;
         let board = Self::board(&ram, &lines, &shared);
+        let host = Host { ram: &ram, board: &board, lines: &lines, uplink: &parts.uplink };
+        let devices = disks::attach(parts.disks, &host)?;
         let mut vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
         vcpu.model = parts.cpu;
         let mut machine = Self {
@@ -103,6 +114,7 @@ impl Machine {
             shared,
             uplink: parts.uplink,
             console: Some(Console::new(parts.console)),
+            devices,
             no_reboot: parts.no_reboot,
             started_ns: parts.started_ns,
             counters: Counters::default(),
@@ -240,7 +252,18 @@ impl Machine {
                 return ended;
             }
         }
+        self.serve_devices();
         self.shared.stopped().then_some(Outcome::Stopped)
+    }
+
+    /// Lets devices work on guest RAM, which nothing else does at this moment, and has the engine look at what they
+    /// wrote before it runs again.
+    fn serve_devices(&mut self) {
+        let mut dma = Dma::new(&self.ram);
+        self.devices.iter().for_each(|device| device.serve(&mut dma));
+        for frame in dma.into_code_frames() {
+            self.engine.invalidate(&mut self.vcpu, frame, frame + FRAME_SIZE as u64);
+        }
     }
 
     fn set_a20(&mut self, open: bool) {

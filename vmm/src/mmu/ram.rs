@@ -159,7 +159,8 @@ impl GuestRam {
         }
     }
 
-    fn span(&self, gpa: u64, len: usize) -> Option<*mut u8> {
+    /// Host address of the `len` bytes at `gpa`; None if any lies outside RAM.
+    pub fn span(&self, gpa: u64, len: usize) -> Option<*mut u8> {
         let first = self.offset_of(gpa)?;
         let last = gpa.checked_add(len.max(1) as u64 - 1)?;
         (self.offset_of(last)? == first + (len.max(1) as u64 - 1)).then_some(())?;

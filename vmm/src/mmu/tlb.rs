@@ -21,13 +21,13 @@ const MAX_NOTICES: usize = 32;
 pub(super) struct Entry {
     pub read: u32,
     pub write: u32,
-    #[allow(dead_code)]
-    pub execute: u32,
+    /// log2 of the size of the guest's page.
+    shift: u32,
     /// Host address of the frame.
     pub host: *mut u8,
 }
 
-const EMPTY: Entry = Entry { read: NEVER, write: NEVER, execute: NEVER, host: std::ptr::null_mut() };
+const EMPTY: Entry = Entry { read: NEVER, write: NEVER, shift: FRAME_SHIFT, host: std::ptr::null_mut() };
 
 /// What the guest asked to be forgotten: engines that cache translations take these by [`Mmu::take_flushes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,8 +103,7 @@ impl Mmu {
         if self.entries[half][place].host.is_null() && self.filled.len() < MAX_FILLED {
             self.filled.push((half * ENTRIES + place) as u16);
         }
-        self.entries[half][place] =
-            Entry { read: tag(readable), write: tag(writable), execute: tag(access == Access::Execute), host };
+        self.entries[half][place] = Entry { read: tag(readable), write: tag(writable), shift: t.page_shift, host };
         Ok(t)
     }
 
@@ -115,6 +114,7 @@ impl Mmu {
                 for half in self.entries.iter_mut() {
                     half[(linear >> FRAME_SHIFT) as usize % ENTRIES] = EMPTY;
                 }
+                self.forget_large(linear);
             }
             Flush::NonGlobal | Flush::All => self.forget(),
         }
@@ -134,6 +134,22 @@ impl Mmu {
         }
         for place in self.filled.drain(..).map(usize::from) {
             self.entries[place / ENTRIES][place % ENTRIES] = EMPTY;
+        }
+    }
+
+    /// Forgets what was filled from a large page around `linear`: INVLPG forgets such a page whole, also where a page table
+    /// has taken its place (SDM vol. 3, §4.10.4.1).
+    fn forget_large(&mut self, linear: u32) {
+        let stale = |e: &Entry| e.shift > FRAME_SHIFT && (e.read ^ linear) >> e.shift == 0;
+        if self.filled.len() == MAX_FILLED {
+            self.entries.iter_mut().flatten().filter(|e| stale(e)).for_each(|e| *e = EMPTY);
+        } else {
+            for place in self.filled.iter().map(|place| *place as usize) {
+                let entry = &mut self.entries[place / ENTRIES][place % ENTRIES];
+                if stale(entry) {
+                    *entry = EMPTY;
+                }
+            }
         }
     }
 

@@ -93,10 +93,12 @@ pub struct Context {
     pub fault_trap: u32,
     /// Host instruction pointer of that fault.
     pub fault_rip: u64,
-    /// CR2 of that fault.
+    /// CR2 of that fault if it was a page fault, else 0.
     pub fault_address: u64,
     /// Hardware error code of that fault.
     pub fault_error: u64,
+    /// Where the last step towards a boundary began.
+    pub stepped: u64,
     /// Base of the segment of the last x87 memory operand, where that segment has one.
     pub x87_base: u32,
     /// Outcomes of instructions that change segments or privilege.

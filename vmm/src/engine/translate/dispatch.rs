@@ -5,6 +5,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use super::block::{Block, Key, Leave, Point, Site};
 use super::cache::SEGMENTS;
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
+use super::fault::TRAP_PAGE_FAULT;
 use super::link::{Entry, Page};
 use super::mode::{HOST_FLAGS, Mode, SegmentClass};
 use super::{MAX_LEARNT, Translator, decode, execute, translate};
@@ -16,8 +17,6 @@ use crate::mmu::{Access, GuestRam, KERNEL_SPLIT, Resolution, Rights, Translation
 const DEVICE_FAULTS: u32 = 4;
 /// Times that a block or the code after a call is come to for another EIP before it expects that.
 const TRIPS: u32 = 6;
-/// Host trap number of a page fault.
-const TRAP_PAGE_FAULT: u32 = 14;
 /// Host page-fault error bit: the access was a write.
 const ERROR_WRITE: u64 = 2;
 
@@ -196,6 +195,7 @@ impl Translator {
     /// Runs emitted code from `context.target`, and again while all that stopped it was a page to map.
     fn go(&mut self, vcpu: &mut Vcpu) -> Flow<()> {
         self.load(vcpu);
+        let mut resumed = None;
         loop {
             let before = X87Last::of(vcpu);
             let site = execute::execute(&mut self.context, &self.trampolines);
@@ -204,13 +204,18 @@ impl Translator {
                 self.conceal(vcpu, before);
             }
             let eip = match site {
-                SITE_FAULT => match self.fault(vcpu)? {
-                    true if !vcpu.lines.any() => {
-                        self.check_gates(vcpu);
-                        continue;
+                SITE_FAULT => {
+                    resumed = self.fault(vcpu)?;
+                    match resumed {
+                        Some(_) if !vcpu.lines.any() => {
+                            self.check_gates(vcpu);
+                            continue;
+                        }
+                        // What is pending comes between two iterations, and is to know that.
+                        Some(Point::Interruptible) => return self.interpret(vcpu),
+                        _ => return Ok(()),
                     }
-                    _ => return Ok(()),
-                },
+                }
                 SITE_KICKED => {
                     self.stats.exits_kick += 1;
                     let at = self.context.fault_rip;
@@ -218,6 +223,10 @@ impl Translator {
                     let Some(origin) = found else { panic!("kicked at {at:#x}, which no block holds") };
                     self.save(vcpu);
                     vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
+                    if origin.point == Point::Interruptible {
+                        // Iterations were done and are left: what arrives now pushes RF (SDM vol. 3, §17.3.1.1).
+                        vcpu.state.eflags |= eflags::RF;
+                    }
                     origin.eip
                 }
                 SITE_INDIRECT => {
@@ -232,6 +241,7 @@ impl Translator {
                     self.save(vcpu);
                     self.context.branch
                 }
+                SITE_ABANDONED if resumed == Some(Point::Interruptible) => return self.interpret(vcpu),
                 SITE_ABANDONED => return Ok(()),
                 index => return self.leave(vcpu, index),
             };
@@ -338,8 +348,8 @@ impl Translator {
         self.interp.step(vcpu)
     }
 
-    /// A host fault left emitted code. True if `context` is set up to try again.
-    fn fault(&mut self, vcpu: &mut Vcpu) -> Flow<bool> {
+    /// A host fault left emitted code. Some if `context` is set up to try again: what kind of place it happened at.
+    fn fault(&mut self, vcpu: &mut Vcpu) -> Flow<Option<Point>> {
         self.stats.exits_fault += 1;
         let at = self.context.fault_rip;
         let id = self.registry.containing(at);
@@ -353,12 +363,18 @@ impl Translator {
         self.save(vcpu);
         vcpu.state.eip = origin.eip;
         vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
-        if self.returns.is_guard(self.context.fault_address) {
-            return Ok(false);
+        let restart = self.registry.block(id).restart(at);
+        let shadowed = restart.is_some_and(|r| r.point == Point::Shadowed);
+        if shadowed {
+            // Whatever is pending, or becomes so before this instruction runs again, waits for it.
+            vcpu.state.shadow = InterruptShadow::Sti;
+        }
+        if self.context.fault_trap == TRAP_PAGE_FAULT && self.returns.is_guard(self.context.fault_address) {
+            return Ok(None);
         }
         let located = self.shadow.locate(self.context.fault_address);
         let Some((window, linear)) = located.filter(|_| self.context.fault_trap == TRAP_PAGE_FAULT) else {
-            return self.interpret(vcpu).map(|_| false);
+            return self.interpret(vcpu).map(|_| None);
         };
         let write = self.context.fault_error & ERROR_WRITE != 0;
         let evicted = self.shadow.stats.windows_evicted;
@@ -368,35 +384,25 @@ impl Translator {
             self.active = None;
         }
         match resolution {
-            Resolution::Mapped if self.active.is_none() => Ok(false),
+            Resolution::Mapped if self.active.is_none() || shadowed => Ok(None),
             Resolution::Mapped => {
                 let block = self.registry.block(id);
-                let Some(restart) = block.restart(at) else { return Ok(false) };
-                if restart.point == Point::Shadowed {
-                    // Whatever is pending, or becomes so before emitted code runs again, waits for this instruction.
-                    vcpu.state.shadow = InterruptShadow::Sti;
-                    return Ok(false);
-                }
+                let Some(restart) = restart else { return Ok(None) };
                 self.context.target = block.start + restart.offset as u64;
                 if block.fp {
                     // Leaving saved the state that the rest of the block takes to be loaded.
                     self.context.resume = std::mem::replace(&mut self.context.target, self.trampolines.resume_fp);
                 }
                 self.context.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_sub(restart.esp_delta as u32);
-                Ok(true)
+                Ok(Some(origin.point))
             }
             Resolution::CodeWrite => {
                 self.stats.code_stores += 1;
-                self.interpret(vcpu).map(|_| false)
+                self.interpret(vcpu).map(|_| None)
             }
             Resolution::Interpret => {
                 self.learn(vcpu, id, origin.eip, window, linear);
-                let (cpl, rights) = (vcpu.state.cpl, self.shadow.rights(window));
-                self.interpret(vcpu)?;
-                self.awaited = rights
-                    .filter(|_| vcpu.state.cr2 == linear && vcpu.state.cpl == 0)
-                    .map(|rights| Awaited { eip: origin.eip, cr3: vcpu.state.cr3, cpl, rights, linear, write });
-                Ok(false)
+                self.interpret(vcpu).map(|_| None)
             }
         }
     }

@@ -15,11 +15,14 @@ use std::sync::OnceLock;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use super::block::Point;
 use super::context::{Context, SITE_FAULT, SITE_KICKED, SITE_TRIPPED};
 use super::trampoline::Trampolines;
 use super::tripwire;
 use crate::cpu::Lines;
 
+/// Host trap number of a page fault.
+pub const TRAP_PAGE_FAULT: u32 = 14;
 /// Host EFLAGS.TF.
 const TF: i64 = 0x100;
 
@@ -32,8 +35,8 @@ pub struct Attachment {
     pub trampolines: *const Trampolines,
     /// The executable mapping of the cache: first address and end.
     pub cache: (u64, u64),
-    /// Tells whether emitted code may be left at an executable address; `owner` is its first argument.
-    pub boundary: fn(*const (), u64) -> bool,
+    /// Tells what kind of place an executable address is, if emitted code may be left there; `owner` is its first argument.
+    pub boundary: fn(*const (), u64) -> Option<Point>,
     /// See `boundary`.
     pub owner: *const (),
 }
@@ -131,9 +134,15 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
         context.site = SITE_FAULT;
         context.fault_rip = rip;
         context.fault_trap = registers[libc::REG_TRAPNO as usize] as u32;
-        context.fault_address = registers[libc::REG_CR2 as usize] as u64;
+        // CR2 of any other trap is that of some page fault before.
+        context.fault_address = match context.fault_trap {
+            TRAP_PAGE_FAULT => registers[libc::REG_CR2 as usize] as u64,
+            _ => 0,
+        };
         context.fault_error = registers[libc::REG_ERR as usize] as u64;
-        if tripwire::is_tripped(context.tripwire, context.fault_address) {
+        // CR2 is an old one unless this is a page fault.
+        let page_fault = context.fault_trap == TRAP_PAGE_FAULT;
+        if page_fault && tripwire::is_tripped(context.tripwire, context.fault_address) {
             context.site = SITE_TRIPPED;
             context.branch = registers[libc::REG_R8 as usize] as u32;
         }
@@ -152,6 +161,7 @@ extern "C" fn on_kick(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut li
         let Some(running) = ATTACHED.with(Cell::get) else { return };
         (*running.context).kicked = 1;
         (*running.context).pending = 1;
+        (*running.context).stepped = 0;
         let registers = &mut (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
         if (running.cache.0..running.cache.1).contains(&rip) {
@@ -172,15 +182,23 @@ unsafe fn step(running: &Attachment, registers: &mut [i64; 23], rip: u64) {
         *flags &= !TF;
         if (t.kick_check..t.kick_check_end).contains(&rip) {
             registers[libc::REG_RIP as usize] = t.abandon as i64;
-        } else if rip >= t.enter && rip < t.end && !(t.miss..t.end).contains(&rip) {
+            return;
+        }
+        if rip >= t.enter && rip < t.end && !(t.miss..t.end).contains(&rip) {
             // Entering before the check, or leaving already: nothing to do.
-        } else if (running.boundary)(running.owner, rip) {
-            let context = &mut *running.context;
-            context.site = SITE_KICKED;
-            context.fault_rip = rip;
-            registers[libc::REG_RIP as usize] = t.exit as i64;
-        } else {
-            *flags |= TF;
+            return;
+        }
+        let context = &mut *running.context;
+        let last = std::mem::replace(&mut context.stepped, rip);
+        match (running.boundary)(running.owner, rip) {
+            // A repeated instruction is left after an iteration, so that what is pushed for it can say so (RF). Where a
+            // step has not moved execution, one was done and there are more.
+            Some(point) if point != Point::Interruptible || last == rip => {
+                context.site = SITE_KICKED;
+                context.fault_rip = rip;
+                registers[libc::REG_RIP as usize] = t.exit as i64;
+            }
+            _ => *flags |= TF,
         }
     }
 }

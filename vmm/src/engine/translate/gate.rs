@@ -16,7 +16,7 @@ use iced_x86::Mnemonic;
 
 use super::Translator;
 use super::mode::{HOST_FLAGS, Mode};
-use crate::cpu::{CpuState, Flow, Segment, TableRegister, Vcpu, attr, eflags, reg, seg};
+use crate::cpu::{CpuState, Flow, Segment, TableRegister, Vcpu, attr, cr0, eflags, reg, seg};
 use crate::mmu::{Access, Flush, walk};
 
 /// An instruction that a gate may stand for.
@@ -119,6 +119,8 @@ pub struct Environment {
     version: u64,
     gdtr: TableRegister,
     sysenter: [u32; 3],
+    /// CR0 and CR4 but for TS: TSD and AM decide on the mode at ring 3 alone.
+    controls: [u32; 2],
     /// The address space that `Gates::enter` and `exit` belong to, if they may be used.
     space: Option<u32>,
     /// A load is remembered.
@@ -161,6 +163,7 @@ impl Translator {
             version: self.table_drops + self.shadow.version(),
             gdtr: s.gdtr,
             sysenter: [s.msr.sysenter_cs, s.msr.sysenter_esp, s.msr.sysenter_eip],
+            controls: [s.cr0 & !cr0::TS, s.cr4],
             space: self.settled.then_some(s.cr3),
             ..self.gates_hold
         };
@@ -176,7 +179,7 @@ impl Translator {
         if let Some(cr3) = old.space {
             self.gates_kept.put(cr3, gates.enter, gates.exit);
         }
-        if (old.version, old.gdtr, old.sysenter) != (now.version, now.gdtr, now.sysenter) {
+        if old != (Environment { space: old.space, ..now }) {
             self.gates_kept = Kept::default();
             self.forget_loads();
         }

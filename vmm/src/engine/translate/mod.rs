@@ -36,6 +36,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use iced_x86::Mnemonic;
 
+use self::block::Point;
 use self::cache::CodeCache;
 use self::context::Context;
 use self::decode::Trace;
@@ -308,10 +309,11 @@ impl Translator {
         self.table_drops += 1;
     }
 
-    /// True if `address` is a place where emitted code may be left. Called from a signal handler.
-    fn is_boundary(owner: *const (), address: u64) -> bool {
+    /// What kind of place `address` is, if it is one where emitted code may be left. Called from a signal handler.
+    fn is_boundary(owner: *const (), address: u64) -> Option<Point> {
         execute::with_registry(owner, |registry| {
-            registry.containing(address).is_some_and(|id| registry.block(id).boundary(address).is_some())
+            let block = registry.block(registry.containing(address)?);
+            block.boundary(address).map(|origin| origin.point)
         })
     }
 }

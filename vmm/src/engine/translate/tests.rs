@@ -10,7 +10,7 @@ use iced_x86::code_asm::*;
 use super::cache::SEGMENTS;
 use super::context::INDEX_ENTRIES;
 use super::{CACHE_SIZE, Translator};
-use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, reg, seg};
+use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
 use crate::engine::interp::Interpreter;
 use crate::engine::{Engine, Exit};
 use crate::mmu::GuestRam;
@@ -390,6 +390,9 @@ fn a_repeated_instruction_is_interrupted_exactly() {
         if v.state.eip == CODE + 10 {
             let (count, at) = (v.state.gpr[reg::ECX], v.state.gpr[reg::EDI]);
             assert_eq!(at.wrapping_sub(DATA) / 4 + count, 1 << 20, "ECX and EDI belong together");
+            assert_eq!(v.state.eflags & eflags::RF != 0, count != 1 << 20, "RF says that it has begun");
+        } else {
+            assert_eq!(v.state.eflags & eflags::RF, 0);
         }
     }
 }

@@ -30,8 +30,8 @@ impl Shadow {
         self.change(index, &[(page, count)], &[]);
     }
 
-    /// Unmaps the runs in `unmap`, parking the pages if they are few, and takes the right to store from those in `protect`. What the kernel refuses, or what
-    /// would take too many calls, is done by emptying the window.
+    /// Unmaps the runs in `unmap`, parking the pages if they are few, and takes the right to store from those in
+    /// `protect`. What the kernel refuses, or what would take too many calls, is done by emptying the window.
     pub(super) fn change(&mut self, index: usize, unmap: &[(u32, u32)], protect: &[(u32, u32)]) {
         if unmap.is_empty() && protect.is_empty() {
             return;

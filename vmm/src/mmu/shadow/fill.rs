@@ -49,7 +49,7 @@ impl Shadow {
         let code = write && self.ram.is_code(t.gpa);
         let there = self.page(index, linear >> FRAME_SHIFT);
         let ready = there.mapped() && (there.writable() || !write);
-        if self.ram.offset_of(t.gpa).is_some() && !(write && !t.writable_now) && !code && !ready {
+        if self.ram.offset_of(t.gpa).is_some() && (!write || t.writable_now) && !code && !ready {
             self.stats.anticipated += 1;
             self.map_around(state, index, linear, t);
         }
@@ -122,6 +122,8 @@ impl Shadow {
         let replaced = self.frames_written(index, page, count);
         let Some(s) = &mut self.spaces[index] else { return false };
         if !s.window.map(page, frame, count, writable) {
+            // The kernel may have done a part.
+            self.clear(index);
             return false;
         }
         s.refresh(&self.ram, page, count);

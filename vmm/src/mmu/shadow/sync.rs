@@ -62,7 +62,9 @@ impl Shadow {
                 let first = page & !1023;
                 let pages: Vec<u32> = s.window.known(first, first + 1024).map(|(n, _)| n).collect();
                 self.check_pages(state, index, &pages);
+                // Under PAE the region is two large pages.
                 self.note_large(state, index, linear);
+                self.note_large(state, index, linear ^ 1 << 21);
             } else {
                 self.check_pages(state, index, &[page]);
             }

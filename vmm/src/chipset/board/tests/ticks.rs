@@ -6,6 +6,8 @@ use super::*;
 /// not running.
 const WAIT_NS: u64 = 40_000_000;
 const AWAY_NS: u64 = 38_000_000;
+/// No vectors.
+const NONE: [u8; 0] = [];
 
 /// Takes interrupts until none is left, ending each with `end`; their vectors.
 fn drain(b: &Bench, end: impl Fn()) -> Vec<u8> {
@@ -41,7 +43,7 @@ fn a_processor_that_was_away_gets_its_pit_ticks() {
     let ticks = drain(&b, || b.out(0x20, 0x20));
     assert_eq!(ticks, [0x30; 9]);
     b.pass(WAIT_NS - AWAY_NS);
-    assert_eq!(drain(&b, || b.out(0x20, 0x20)), Vec::<u8>::new(), "none twice");
+    assert_eq!(drain(&b, || b.out(0x20, 0x20)), NONE, "none twice");
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn masked_and_reprogrammed_timers_owe_nothing() {
     b.ioapic(2, 0x1_0050);
     b.pass(AWAY_NS);
     b.ioapic(2, 0x50);
-    assert_eq!(drain(&b, || b.apic(0xb0, 0)), Vec::<u8>::new());
+    assert_eq!(drain(&b, || b.apic(0xb0, 0)), NONE);
     b.pass(AWAY_NS);
     b.board.mmio_write(0, at::HPET_BASE + 0x100, 4, 1 << 2 | 1 << 3 | 1 << 8);
     assert_eq!(drain(&b, || b.apic(0xb0, 0)), [0x50], "the one that was raised before");

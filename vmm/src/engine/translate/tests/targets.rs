@@ -74,3 +74,25 @@ fn aliases_in_the_branch_table_keep_flags() {
     assert_eq!((end.gpr[4], end.gpr[6]), (STACK, 0));
     assert!(translator.stats.learnt_varied > 0, "{:?}", translator.stats);
 }
+
+#[test]
+fn a_fault_after_that_is_not_taken_for_another() {
+    let (end, translator) = agree_at(3, |a| {
+        let (mut head, mut callee) = (a.create_label(), a.create_label());
+        a.xor(ecx, ecx).unwrap();
+        // In the second round the call is linked, and its return goes by the return stack.
+        a.mov(esi, 2).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.call(callee).unwrap();
+        // Two bytes that the callee skips.
+        a.ud2().unwrap();
+        a.dec(esi).unwrap();
+        a.jne(head).unwrap();
+        // A host fault that has no address: the one before stays in CR2.
+        a.div(ecx).unwrap();
+        a.set_label(&mut callee).unwrap();
+        a.add(dword_ptr(esp), 2).unwrap();
+        a.ret().unwrap();
+    });
+    assert_eq!((end.gpr[4], translator.stats.exits_tripped), (STACK, 1));
+}

@@ -1,0 +1,69 @@
+//! Disks that somebody else serves: where their back ends listen, and the connections to them.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use ipc::control::{DiskConfig, MAX_BOUNCE, MIN_BOUNCE};
+
+use crate::cli::byte_count;
+
+/// Bounce region of a disk unless given: requests of up to 4 MiB, several of them in flight.
+const DEFAULT_BOUNCE: u64 = 8 << 20;
+/// Why a back end cannot have all of guest RAM.
+const ONLY_BOUNCE: &str = "dma: only `bounce` is possible. A back end that writes guest RAM itself would have to log its \
+                           writes (VHOST_F_LOG_ALL), which the vmm does not follow yet";
+
+/// A disk with a back end of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostUserBlk {
+    /// Where the back end listens.
+    pub socket: PathBuf,
+    /// Bytes of bounce region.
+    pub bounce: u64,
+}
+
+impl VhostUserBlk {
+    /// Parses `socket=PATH[,bounce=SIZE]`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (mut socket, mut bounce) = (None, DEFAULT_BOUNCE);
+        for item in text.split(',') {
+            match item.split_once('=') {
+                Some(("socket", path)) if !path.is_empty() => socket = Some(PathBuf::from(path)),
+                Some(("bounce", size)) => bounce = byte_count(size)?,
+                Some(("dma", "bounce")) => {}
+                Some(("dma", _)) => return Err(ONLY_BOUNCE.into()),
+                _ => return Err(format!("`{item}`: give socket=PATH and, if you like, bounce=SIZE")),
+            }
+        }
+        if !(MIN_BOUNCE..=MAX_BOUNCE).contains(&bounce) || !bounce.is_multiple_of(4096) {
+            return Err("bounce: between 1M and 1G, in steps of 4K".into());
+        }
+        Ok(Self { socket: socket.ok_or("socket=PATH is missing")?, bounce })
+    }
+
+    /// What the vmm is told of it, as disk number `index`.
+    pub fn config(&self, index: usize) -> DiskConfig {
+        DiskConfig { name: format!("disk{index}"), bounce: self.bounce }
+    }
+
+    /// Connects to the back end.
+    pub fn connect(&self) -> std::io::Result<UnixStream> {
+        UnixStream::connect(&self.socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_what_is_meant() {
+        let disk = VhostUserBlk { socket: "/run/disk".into(), bounce: 8 << 20 };
+        assert_eq!(VhostUserBlk::parse("socket=/run/disk"), Ok(disk.clone()));
+        assert_eq!(VhostUserBlk::parse("bounce=1M,socket=/run/disk"), Ok(VhostUserBlk { bounce: 1 << 20, ..disk }));
+        for wrong in ["", "socket=", "bounce=1M", "socket=/x,bounce=4K", "socket=/x,bounce=2G", "socket=/x,ro"] {
+            assert!(VhostUserBlk::parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(VhostUserBlk::parse("socket=/x,dma=shared").is_err_and(|why| why.contains("VHOST_F_LOG_ALL")));
+    }
+}

@@ -1,0 +1,54 @@
+//! What both fuzz targets share: an input is the beginning of a guest's memory, with its virtqueue at fixed places.
+//!
+//! The first byte of an input is not memory but chooses the device: see [`Choice`].
+
+use std::cell::RefCell;
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// Bytes of guest memory.
+pub const MEMORY: usize = 0x2_0000;
+/// Entries of the queue.
+pub const SIZE: u16 = 16;
+/// Where the available ring is; the descriptor table is at 0.
+pub const AVAIL: u64 = 0x100;
+/// Where the used ring is.
+pub const USED: u64 = 0x140;
+/// What follows is free.
+pub const FREE: u64 = 0x200;
+/// Size of the disk in sectors.
+pub const SECTORS: u64 = 64;
+
+/// The device's properties that the first byte chooses.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// The disk is read-only.
+    pub read_only: bool,
+    /// VIRTIO_RING_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+}
+
+thread_local! {
+    static GUEST: RefCell<Option<GuestMemoryMmap>> = const { RefCell::new(None) };
+}
+
+/// Runs `test` on the guest that `input` describes; an empty input describes none.
+pub fn with_guest(input: &[u8], test: impl FnOnce(Choice, &GuestMemoryMmap, Queue)) {
+    let Some((choice, image)) = input.split_first() else { return };
+    let choice = Choice { read_only: choice & 1 != 0, event_idx: choice & 2 != 0 };
+    GUEST.with_borrow_mut(|guest| {
+        let memory = guest.get_or_insert_with(|| {
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory")
+        });
+        let image = &image[..image.len().min(MEMORY)];
+        memory.write_slice(&vec![0; MEMORY], GuestAddress(0)).expect("inside");
+        memory.write_slice(image, GuestAddress(0)).expect("inside");
+        let mut queue = Queue::new(SIZE).expect("a power of two");
+        queue.set_avail_ring_address(Some(AVAIL as u32), Some(0));
+        queue.set_used_ring_address(Some(USED as u32), Some(0));
+        queue.set_event_idx(choice.event_idx);
+        queue.set_ready(true);
+        test(choice, memory, queue);
+    });
+}

@@ -1,0 +1,117 @@
+//! An honest virtio-blk device over bytes in memory, with switches for what tests want to go wrong.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::session::{Device, Reaction, Session, Taken};
+
+/// VERSION_1, FLUSH, event index, indirect descriptors and VHOST_USER_F_PROTOCOL_FEATURES.
+pub const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | 1 << 9;
+const SECTOR: u64 = 512;
+
+/// What a disk is told from outside, while it runs.
+#[derive(Clone, Debug)]
+pub struct Switches {
+    /// Feature bits.
+    pub features: u64,
+    /// Size in bytes, as announced; a change is announced.
+    pub size: u64,
+    /// Requests are taken, but not completed.
+    pub hold: bool,
+    /// Hang up.
+    pub hang_up: bool,
+    /// What to do with a request of the front end.
+    pub reactions: Vec<(u32, Reaction)>,
+}
+
+/// A disk's medium, which outlives the connections.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    image: Arc<Mutex<Vec<u8>>>,
+    switches: Arc<Mutex<Switches>>,
+    held: Vec<Taken>,
+    announced: u64,
+}
+
+impl Disk {
+    /// A disk of `size` zero bytes.
+    pub fn new(size: u64) -> Self {
+        let switches = Switches { features: FEATURES, size, hold: false, hang_up: false, reactions: Vec::new() };
+        let image = Arc::new(Mutex::new(vec![0; size as usize]));
+        Self { image, switches: Arc::new(Mutex::new(switches)), held: Vec::new(), announced: size }
+    }
+
+    /// Changes the switches.
+    pub fn switch(&self, change: impl FnOnce(&mut Switches)) {
+        change(&mut self.switches.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn switches(&self) -> Switches {
+        self.switches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn carry_out(&self, session: &mut Session, taken: &Taken) {
+        let mut header = Vec::new();
+        for (at, length) in &taken.readable {
+            header.extend((0..u64::from(*length)).take(16).map(|i| session.read::<1>(at + i)[0]));
+        }
+        header.resize(16, 0);
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let sector = header[8..16].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let Some(((status, _), data)) = taken.writable.split_last() else { return };
+        let mut image = self.image.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut at, mut good) = ((sector * SECTOR) as usize, true);
+        let parts: &[(u64, u32)] = if kind == 1 { taken.readable.get(1..).unwrap_or(&[]) } else { data };
+        for (place, length) in parts {
+            let range = at..at + *length as usize;
+            match image.get_mut(range) {
+                Some(bytes) if kind == 1 => {
+                    bytes.iter_mut().zip(*place..).for_each(|(byte, place)| *byte = session.read::<1>(place)[0]);
+                }
+                Some(bytes) => session.write(*place, bytes),
+                None => good = false,
+            }
+            at += *length as usize;
+        }
+        session.write(*status, &[u8::from(!good)]);
+        let written: u32 = taken.writable.iter().map(|(_, length)| length).sum();
+        session.complete(taken.id.into(), written);
+    }
+}
+
+impl Device for Disk {
+    fn features(&self) -> u64 {
+        self.switches().features
+    }
+
+    fn config(&self) -> Vec<u8> {
+        (self.switches().size / SECTOR).to_le_bytes().to_vec()
+    }
+
+    fn message(&mut self, request: u32) -> Reaction {
+        let switches = self.switches();
+        switches.reactions.iter().find(|(code, _)| *code == request).map_or(Reaction::Answer, |(_, reaction)| *reaction)
+    }
+
+    fn kicked(&mut self, session: &mut Session) {
+        while let Some(taken) = session.take_chain() {
+            self.held.push(taken);
+        }
+        if !self.switches().hold {
+            for taken in std::mem::take(&mut self.held) {
+                self.carry_out(session, &taken);
+            }
+        }
+    }
+
+    fn idle(&mut self, session: &mut Session) -> bool {
+        let switches = self.switches();
+        if switches.size != self.announced {
+            self.announced = switches.size;
+            session.announce();
+        }
+        if session.enabled {
+            self.kicked(session);
+        }
+        !switches.hang_up
+    }
+}

@@ -1,0 +1,145 @@
+//! Debian's own virtio driver uses disks of Bulkhead: one served by our disk process, one by QEMU's storage daemon, and
+//! one by a process that is hostile. The images must hold afterwards what the guest was told that they hold.
+
+use std::error::Error;
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tests::debian::{Debian, Flavour};
+use tests::disks::{Daemon, MIB, Traits, discarded, pattern, report, written};
+use tests::image::{self, Contents};
+use tests::monitor::{Guest, Monitor};
+use tests::vhost::hostile::Hostile;
+use tests::vhost::session::serve;
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+/// Nothing printed for so long means stuck, even for an interpreter on a busy machine.
+const SILENCE: Duration = Duration::from_secs(900);
+
+/// What the guest finds out about a disk of 64 MiB with the default bounce region.
+fn traits(serial: &str, physical: u32, discard: usize) -> Traits {
+    vec![
+        "size 131072".to_owned(),
+        format!("serial {serial}"),
+        "ro 0".to_owned(),
+        "queue/logical_block_size 512".to_owned(),
+        format!("queue/physical_block_size {physical}"),
+        "queue/max_segments 254".to_owned(),
+        "queue/max_segment_size 16384".to_owned(),
+        format!("queue/discard_max_bytes {discard}"),
+        format!("queue/write_zeroes_max_bytes {}", 16 * MIB),
+        "queue/write_cache write back".to_owned(),
+        "queues 1".to_owned(),
+    ]
+}
+
+fn has_storage_daemon() -> bool {
+    let mut command = Command::new("qemu-storage-daemon");
+    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+/// Boots with a disk behind each of `sockets`, runs `script`, and returns what the guest printed up to its end.
+fn run(engine: &str, sockets: &[&Path], append: &str, script: &str) -> Result<String, Box<dyn Error>> {
+    let (debian, dir) = (Debian::open()?, tempfile::tempdir()?);
+    let initrd = image::build(&debian, Contents { disk: Some(Flavour::I686), ..Contents::default() }, dir.path())?;
+    let mut guest = Guest { memory: 256, ..Guest::linux(debian.kernel(Flavour::I686)?, initrd) };
+    guest.append.push_str(append);
+    for socket in sockets {
+        guest.options.extend(["--vhost-user-blk".to_owned(), format!("socket={}", socket.display())]);
+    }
+    let monitor = Monitor::bulkhead(engine);
+    let mut running = monitor.start(&guest)?;
+    let ran = (|| -> Result<String, Box<dyn Error>> {
+        running.console.wait_for("bulkhead# ", SILENCE)?;
+        running.console.send(&format!("{script}; echo all \"done\"; poweroff -n -f"))?;
+        Ok(running.console.wait_for("all done", SILENCE)?)
+    })();
+    let output = ran.map_err(|error| format!("{monitor}: {error}\nstandard error:\n{}", running.stderr()))?;
+    let status = running.wait(SILENCE)?;
+    assert!(status.success(), "{monitor} ended with {status}:\n{}", running.stderr());
+    Ok(output)
+}
+
+fn uses_its_disks(engine: &str, append: &str) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut before = pattern(32 * MIB);
+    before.resize(64 * MIB, 0);
+    let names: &[&str] = if has_storage_daemon() { &["own", "qemu"] } else { &["own"] };
+    for name in names {
+        fs::write(dir.path().join(name), &before)?;
+    }
+    let own = Daemon::start(&dir.path().join("own"), &["--serial", "BULKHEAD-1"])?;
+    let (mut sockets, mut script) = (vec![own.socket.clone()], "sh /suite/disk.sh vda".to_owned());
+    let mut expected = report("vda", &traits("BULKHEAD-1", 4096, 2048 * MIB), &before);
+    let qemu = if names.len() > 1 { Some(Daemon::start_qemu(&dir.path().join("qemu"))?) } else { None };
+    if let Some(qemu) = &qemu {
+        sockets.push(qemu.socket.clone());
+        script.push_str("; sh /suite/disk.sh vdb");
+        expected.push_str(&report("vdb", &traits("vhost_user_blk", 512, 16 * MIB), &before));
+    } else {
+        eprintln!("note: qemu-storage-daemon is not installed; only our own disk process is tried");
+    }
+    let sockets: Vec<&Path> = sockets.iter().map(|socket| socket.as_path()).collect();
+    let output = run(engine, &sockets, append, &script)?;
+    let said: String = output
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| line.starts_with("vd"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_eq!(said, expected, "what the guest printed:\n{output}");
+    let after = discarded(&written(&before));
+    for name in names {
+        assert!(fs::read(dir.path().join(name))? == after, "{name} differs from what the guest saw");
+    }
+    Ok(())
+}
+
+#[test]
+fn disks_translated() -> Outcome {
+    uses_its_disks("translate", "")
+}
+
+#[test]
+fn disks_with_intx_translated() -> Outcome {
+    uses_its_disks("translate", " pci=nomsi")
+}
+
+#[test]
+fn disks_interpreted() -> Outcome {
+    uses_its_disks("interp", "")
+}
+
+/// The guest has an honest disk and a hostile one. Whatever it makes of the latter, the former serves it, and it powers
+/// off in order.
+#[test]
+fn a_hostile_disk_harms_itself_alone() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut before = pattern(32 * MIB);
+    before.resize(64 * MIB, 0);
+    fs::write(dir.path().join("own"), &before)?;
+    let own = Daemon::start(&dir.path().join("own"), &["--serial", "BULKHEAD-1"])?;
+    let path = dir.path().join("hostile.sock");
+    let listener = UnixListener::bind(&path)?;
+    // It ends with the connection, or is left waiting for one that never comes.
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept()?;
+        serve(stream, &mut Hostile::honest_handshake(7, u32::MAX))
+    });
+    let script = "(dd if=/dev/vdb of=/dev/null bs=4k & dd if=/dev/zero of=/dev/vdb bs=64k count=64 &) >/dev/null 2>&1; \
+                  sh /suite/disk.sh vda";
+    let output = run("translate", &[&own.socket, &path], "", script)?;
+    let said: String = output
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| line.starts_with("vda"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_eq!(said, report("vda", &traits("BULKHEAD-1", 4096, 2048 * MIB), &before), "{output}");
+    assert!(fs::read(dir.path().join("own"))? == discarded(&written(&before)));
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Disks: connects their front ends, waits for what their processes offer, and puts them on the PCI bus.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crate::chipset::{Board, platform};
+use crate::cpu::Lines;
+use crate::mmu::GuestRam;
+use crate::outcome::cause_chain;
+use crate::uplink::Uplink;
+use crate::virtio::{Assigned, Block, Command, Event, FrontEnd, Kind, Parts, Pins, Port, VirtioPci, Wanted};
+use ipc::control::{DiskConfig, FromVmm};
+
+/// How long a disk's process may take to shake hands when the machine starts.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Queues asked for: one for each processor.
+const QUEUES: u16 = 1;
+/// Bytes of address space between the BARs of two slots.
+const BAR_STEP: u32 = 1 << 20;
+
+/// A disk, as it came with the start message.
+pub struct Disk {
+    /// What it is.
+    pub config: DiskConfig,
+    /// The connected vhost-user socket.
+    pub socket: OwnedFd,
+}
+
+/// Why a disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum DiskError {
+    #[error("starting the threads of {name}")]
+    Threads { name: String, source: std::io::Error },
+    #[error("{name}: its vhost-user back end cannot be used: {reason}")]
+    Refused { name: String, reason: String },
+    #[error("{0}: its vhost-user back end does not answer")]
+    Silent(String),
+    #[error("{0}: no PCI slot is free")]
+    Slot(String),
+}
+
+/// The wires of one slot.
+struct Slot {
+    board: Weak<Board>,
+    device: u8,
+}
+
+impl Pins for Slot {
+    fn message(&self, address: u64, data: u32) {
+        if let Some(board) = self.board.upgrade() {
+            board.deliver_msi(address, data);
+        }
+    }
+
+    fn line(&self, level: bool) {
+        if let Some(board) = self.board.upgrade() {
+            board.set_pci_irq(self.device, 0, level);
+        }
+    }
+}
+
+/// What the disks are attached to.
+pub struct Host<'a> {
+    pub ram: &'a Arc<GuestRam>,
+    pub board: &'a Arc<Board>,
+    pub lines: &'a Arc<Lines>,
+    pub uplink: &'a Arc<Uplink>,
+}
+
+/// Attaches `disks` in the order of their slots. Their processes shake hands all at the same time.
+pub fn attach(disks: Vec<Disk>, host: &Host<'_>) -> Result<Vec<Arc<VirtioPci>>, DiskError> {
+    let connected: Vec<(String, FrontEnd)> =
+        disks.into_iter().map(|disk| connect(disk, host.lines)).collect::<Result<_, _>>()?;
+    let until = Instant::now() + HANDSHAKE;
+    (platform::VIRTIO_SLOT..)
+        .zip(connected)
+        .map(|(slot, (name, front_end))| plug(name, front_end, slot, until, host))
+        .collect()
+}
+
+fn connect(disk: Disk, lines: &Arc<Lines>) -> Result<(String, FrontEnd), DiskError> {
+    let lines = lines.clone();
+    let port = Arc::new(Port::new(Box::new(move || lines.request())));
+    let wanted = Wanted { queues: QUEUES, config_size: Block.config_size(), bounce: disk.config.bounce };
+    let name = disk.config.name;
+    let front_end =
+        FrontEnd::new(&name, wanted, port).map_err(|source| DiskError::Threads { name: name.clone(), source })?;
+    front_end.send(Command::Adopt { serial: 0, socket: disk.socket });
+    Ok((name, front_end))
+}
+
+fn plug(
+    name: String,
+    front_end: FrontEnd,
+    slot: u8,
+    until: Instant,
+    host: &Host<'_>,
+) -> Result<Arc<VirtioPci>, DiskError> {
+    let left = until.saturating_duration_since(Instant::now());
+    let first = match front_end.port.wait(left) {
+        Some(Event::Offered { serial, offer, kicks }) => (serial, offer, kicks),
+        Some(Event::Lost { reason, .. }) => return Err(DiskError::Refused { name, reason }),
+        _ => return Err(DiskError::Silent(name)),
+    };
+    let (uplink, called) = (host.uplink.clone(), name.clone());
+    let report = move |event| {
+        let report = FromVmm::Device { name: called.clone(), event };
+        if let Err(error) = uplink.say(&report) {
+            tracing::debug!("reporting to the broker: {}", cause_chain(&error));
+        }
+    };
+    let index = u32::from(slot - platform::VIRTIO_SLOT);
+    let assigned = Assigned { base: platform::VIRTIO_BARS + index * BAR_STEP, irq: platform::pci_irq(slot, 0) };
+    let device = VirtioPci::new(Parts {
+        name: name.clone(),
+        kind: Box::new(Block),
+        pins: Box::new(Slot { board: Arc::downgrade(host.board), device: slot }),
+        report: Box::new(report),
+        front_end,
+        first,
+        ram: host.ram.clone(),
+        assigned,
+    });
+    if host.board.attach_pci(slot << 3, device.clone()) { Ok(device) } else { Err(DiskError::Slot(name)) }
+}

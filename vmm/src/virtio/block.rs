@@ -1,0 +1,122 @@
+//! virtio-blk, as seen from the vmm (virtio 1.2, §5.2): a request is a 16-byte header, data, and a status byte.
+
+use super::chain::{Chain, Pieces};
+use super::dma::Dma;
+use super::kind::{Kind, Limits};
+
+/// VIRTIO_BLK_F_SIZE_MAX.
+pub const F_SIZE_MAX: u64 = 1 << 1;
+/// VIRTIO_BLK_F_SEG_MAX.
+pub const F_SEG_MAX: u64 = 1 << 2;
+/// VIRTIO_BLK_F_RO.
+pub const F_RO: u64 = 1 << 5;
+/// VIRTIO_BLK_F_BLK_SIZE.
+pub const F_BLK_SIZE: u64 = 1 << 6;
+/// VIRTIO_BLK_F_FLUSH.
+pub const F_FLUSH: u64 = 1 << 9;
+/// VIRTIO_BLK_F_TOPOLOGY.
+pub const F_TOPOLOGY: u64 = 1 << 10;
+/// VIRTIO_BLK_F_MQ.
+pub const F_MQ: u64 = 1 << 12;
+/// VIRTIO_BLK_F_DISCARD.
+pub const F_DISCARD: u64 = 1 << 13;
+/// VIRTIO_BLK_F_WRITE_ZEROES.
+pub const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// VIRTIO_BLK_S_IOERR.
+const S_IOERR: u8 = 1;
+
+const HEADER: u32 = 16;
+const STATUS: u32 = 1;
+/// struct virtio_blk_config up to and with write_zeroes_may_unmap and its padding.
+const CONFIG_SIZE: usize = 60;
+const SIZE_MAX: usize = 8;
+const SEG_MAX: usize = 12;
+const NUM_QUEUES: usize = 34;
+
+/// A disk.
+#[derive(Debug)]
+pub struct Block;
+
+impl Kind for Block {
+    fn id(&self) -> u16 {
+        2
+    }
+
+    fn class(&self) -> u32 {
+        // Mass storage, other: no generic driver takes it for something else.
+        0x01_8000
+    }
+
+    /// Not CONFIG_WCE, by which a guest could write configuration space, whose answers come from a cache.
+    fn features(&self) -> u64 {
+        F_RO | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_MQ | F_DISCARD | F_WRITE_ZEROES
+    }
+
+    fn own_features(&self) -> u64 {
+        F_SIZE_MAX | F_SEG_MAX
+    }
+
+    fn config_size(&self) -> usize {
+        CONFIG_SIZE
+    }
+
+    /// No request that keeps to SIZE_MAX and SEG_MAX is larger than the bounce region takes.
+    fn config(&self, backend: &[u8], limits: Limits) -> Vec<u8> {
+        let mut config = backend.to_vec();
+        config.resize(CONFIG_SIZE, 0);
+        let segments = u32::from(limits.queue_size).saturating_sub(2).max(1);
+        let size = (limits.request / u64::from(segments)).clamp(1, 1 << 20) as u32;
+        // Segments of whole pages, where the region allows that.
+        let size = if size >= 4096 { size & !4095 } else { size };
+        config[SIZE_MAX..SIZE_MAX + 4].copy_from_slice(&size.to_le_bytes());
+        config[SEG_MAX..SEG_MAX + 4].copy_from_slice(&segments.to_le_bytes());
+        config[NUM_QUEUES..NUM_QUEUES + 2].copy_from_slice(&limits.queues.to_le_bytes());
+        config
+    }
+
+    fn head(&self) -> u32 {
+        HEADER
+    }
+
+    fn tail(&self) -> u32 {
+        STATUS
+    }
+
+    fn fail(&self, chain: &Chain, dma: &mut Dma<'_>) -> u32 {
+        let Some(last) = chain.in_bytes().checked_sub(u64::from(STATUS)) else { return 0 };
+        let place = Pieces::after(&chain.writable, last).next(STATUS);
+        place.and_then(|(gpa, _)| dma.write(gpa, &[S_IOERR])).map_or(0, |()| STATUS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::chain::Segment;
+    use super::*;
+    use crate::mmu::GuestRam;
+
+    #[test]
+    fn limits_are_put_over_the_back_ends() {
+        let backend: Vec<u8> = (0..60).collect();
+        let config = Block.config(&backend, Limits { queues: 2, queue_size: 256, request: 4 << 20 });
+        assert_eq!(config[..8], backend[..8], "the capacity is the back end's");
+        assert_eq!(config[8..12], 16384u32.to_le_bytes());
+        assert_eq!(config[12..16], 254u32.to_le_bytes());
+        assert_eq!(config[34..36], [2, 0]);
+        let config = Block.config(&[], Limits { queues: 1, queue_size: 1, request: 0 });
+        assert_eq!((config.len(), &config[8..16]), (60, &[1, 0, 0, 0, 1, 0, 0, 0][..]));
+    }
+
+    #[test]
+    fn a_failed_request_has_an_error_status_in_its_last_byte() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        let writable = vec![Segment { gpa: 0x1000, length: 512 }, Segment { gpa: 0x3000, length: 1 }];
+        let mut dma = Dma::new(&ram);
+        let chain = Chain { head: 3, readable: Vec::new(), writable };
+        assert_eq!(Block.fail(&chain, &mut dma), 1);
+        assert_eq!(ram.read_u32(0x3000), Some(1));
+        assert_eq!(ram.read_u32(0x1000), Some(0));
+        assert_eq!(Block.fail(&Chain::default(), &mut dma), 0, "nowhere to say it");
+    }
+}

@@ -1,0 +1,165 @@
+//! The life of the process behind a device, as the device sees it: the edges of the diagram in [`super`].
+
+use std::os::fd::OwnedFd;
+
+use super::super::chain::GuestError;
+use super::super::dma::Dma;
+use super::super::front_end::{Command, Event, Kick, Offer, towards_device};
+use super::super::guest_ring::F_EVENT_IDX;
+use super::super::pci::status;
+use super::super::pool::Pool;
+use super::super::region;
+use super::super::shadow::{Bounce, Shadow};
+use super::{DRAIN, DeviceEvent, Inner, Link, Peer, offered};
+
+impl Inner {
+    /// News of connection `serial`; older ones are nobody's any more.
+    pub(super) fn event(&mut self, event: Event) {
+        let current = self.serial;
+        match event {
+            Event::Offered { serial, offer, kicks } if serial == current => self.offered_again(offer, kicks),
+            Event::Started { serial } if serial == current && self.link == Link::Starting => self.started(),
+            Event::Stopped { serial } if serial == current && self.link == Link::Stopping => {
+                self.shadows.iter_mut().for_each(Shadow::detach_device);
+                self.link = Link::Idle;
+            }
+            Event::Config { serial, config } if serial == current => self.config_changed(&config),
+            Event::Lost { serial, reason } if serial == current && !self.over => self.lost(reason),
+            _ => {}
+        }
+    }
+
+    pub(super) fn adopt(&mut self, serial: u64, offer: Offer, kicks: Vec<Kick>) {
+        let (first, pages) = region::data_pages(offer.region.size(), self.shadows.len());
+        self.peer = Some(Peer { serial, offer, kicks, pool: Pool::new(first, pages), life: self.life });
+        self.link = Link::Idle;
+    }
+
+    /// A replacement is there. It must be able to go on where the last one stopped.
+    fn offered_again(&mut self, offer: Offer, kicks: Vec<Kick>) {
+        if usize::from(offer.queues) < self.shadows.len() {
+            self.drop_peer(format!("it has {} queues, and {} are in use", offer.queues, self.shadows.len()));
+            return;
+        }
+        let offers = offered(&*self.kind, offer.features);
+        let lacks = self.transport.common.negotiated() & !offers;
+        self.transport.common.offer(offers);
+        let (config, region) = (offer.config.clone(), offer.region.clone());
+        self.adopt(self.serial, offer, kicks);
+        (self.report)(DeviceEvent::Restored);
+        if config != self.config {
+            self.show(&config, &region);
+            self.announce_config();
+        }
+        if lacks != 0 {
+            self.needs_reset(format!("the new process lacks features {lacks:#x} that the driver uses"));
+        }
+    }
+
+    /// The back end's configuration changed: the guest is told once.
+    fn config_changed(&mut self, config: &[u8]) {
+        if let Some(region) = self.peer.as_ref().map(|peer| peer.offer.region.clone())
+            && config != self.config
+        {
+            self.show(config, &region);
+            self.announce_config();
+        }
+    }
+
+    /// Starts the queues if driver and process are both there.
+    pub(super) fn start(&mut self, dma: &mut Dma<'_>) {
+        let Some(peer) = self.peer.as_mut().filter(|_| self.link == Link::Idle) else { return };
+        if !self.transport.common.has(status::DRIVER_OK) {
+            return;
+        }
+        let guest = self.transport.common.negotiated();
+        let features = towards_device(peer.offer.features, guest, self.kind.features());
+        let (first, pages) = region::data_pages(peer.offer.region.size(), self.shadows.len());
+        (peer.pool, peer.life) = (Pool::new(first, pages), self.life);
+        let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
+        for shadow in &mut self.shadows {
+            shadow.attach_device(features & F_EVENT_IDX != 0, &mut bounce, dma, &*self.kind);
+        }
+        self.link = Link::Starting;
+        self.front_end.send(Command::Start { serial: peer.serial, features });
+    }
+
+    fn started(&mut self) {
+        let Some(peer) = &self.peer else { return };
+        // Whatever was published before the queues ran.
+        peer.kicks.iter().for_each(Kick::kick);
+        if peer.life == self.life {
+            self.link = Link::Running;
+        } else {
+            self.begin_draining();
+        }
+    }
+
+    /// After a reset by the driver: waits for what the process still holds, of which nothing is copied, then has it
+    /// let go of its queues.
+    pub(super) fn drain(&mut self, dma: &mut Dma<'_>) {
+        let Some(peer) = &mut self.peer else { return };
+        let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
+        for shadow in &mut self.shadows {
+            if let Err(error) = shadow.harvest(&mut bounce, dma, &*self.kind) {
+                return self.drop_peer(error.to_string());
+            }
+        }
+        if self.shadows.iter().all(|shadow| shadow.outstanding() == 0) {
+            self.front_end.drained();
+            self.link = Link::Stopping;
+            self.front_end.send(Command::Stop { serial: peer.serial });
+        }
+    }
+
+    pub(super) fn begin_draining(&mut self) {
+        self.link = Link::Draining;
+        self.front_end.expect_drained(DRAIN);
+        // Perhaps nothing is out.
+        self.front_end.port.ring();
+    }
+
+    /// The process broke the protocol: its connection ends.
+    pub(super) fn drop_peer(&mut self, reason: String) {
+        self.front_end.send(Command::Drop { serial: self.serial });
+        self.lost(reason);
+    }
+
+    fn lost(&mut self, reason: String) {
+        self.detach();
+        self.over = true;
+        (self.report)(DeviceEvent::Lost(reason));
+    }
+
+    fn detach(&mut self) {
+        self.shadows.iter_mut().for_each(Shadow::detach_device);
+        self.peer = None;
+        self.link = Link::Down;
+    }
+
+    pub(super) fn replace(&mut self, socket: OwnedFd) {
+        self.detach();
+        self.serial += 1;
+        (self.over, self.abandoned) = (false, false);
+        self.front_end.send(Command::Adopt { serial: self.serial, socket });
+    }
+
+    /// Fails what is outstanding and what is new.
+    pub(super) fn refuse(&mut self, dma: &mut Dma<'_>) {
+        if self.peer.is_some() {
+            self.drop_peer("it was given up".into());
+        }
+        let running = self.transport.common.has(status::DRIVER_OK) && !self.transport.common.has(status::NEEDS_RESET);
+        let mut broken: Result<(), GuestError> = Ok(());
+        for index in 0..self.shadows.len() {
+            let refused = if running { self.shadows[index].refuse(dma, &*self.kind) } else { Ok(()) };
+            broken = broken.and(refused);
+            if self.shadows[index].fail_all(dma, &*self.kind) {
+                self.transport.interrupt_queue(index, &*self.pins);
+            }
+        }
+        if let Err(error) = broken {
+            self.needs_reset(error.to_string());
+        }
+    }
+}

@@ -1,0 +1,338 @@
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::super::block::Block;
+use super::super::guest_ring::{F_INDIRECT_DESC, Places};
+use super::bench::{AVAIL, BOTH, Bench, DESCRIPTORS, INDIRECT, SIZE, USED};
+use super::*;
+
+fn bench(seed: u64, features: u64) -> Bench {
+    Bench::new(SmallRng::seed_from_u64(seed), features)
+}
+
+/// Takes what the driver finds and checks it: every head once, its buffers filled by the device.
+fn check_completions(b: &mut Bench) -> usize {
+    let found = b.collect();
+    for (head, length) in &found {
+        assert!(b.waiting.remove(head), "head {head} was not waited for, or completed twice");
+        let buffers = &b.writable[usize::from(*head)];
+        assert_eq!(*length, buffers.iter().map(|(_, length)| length).sum::<u32>());
+        for (at, length) in buffers {
+            let mut bytes = vec![0; *length as usize];
+            assert!(GuestRam::read(&b.ram, *at, &mut bytes));
+            assert!(bytes.iter().all(|byte| *byte == *head as u8 + 101), "head {head}");
+        }
+    }
+    found.len()
+}
+
+#[test]
+fn requests_go_out_and_come_back_once_in_any_mixture() {
+    for features in [F_INDIRECT_DESC, BOTH] {
+        let (mut b, mut done) = (bench(1, features), 0);
+        for _ in 0..4000 {
+            match b.rng.random_range(0..4) {
+                0 => drop(b.submit()),
+                1 => drop(b.publish().unwrap()),
+                2 => drop(b.work()),
+                _ => {
+                    b.harvest().unwrap();
+                    done += check_completions(&mut b);
+                }
+            }
+        }
+        while !b.waiting.is_empty() {
+            b.publish().unwrap();
+            while b.work() {}
+            b.harvest().unwrap();
+            done += check_completions(&mut b);
+        }
+        assert!(done > 500, "{done}");
+        assert_eq!(b.shadow.outstanding(), 0);
+        let all = b.pool.capacity();
+        assert!(b.pool.take(all).is_some(), "every page came back");
+    }
+}
+
+#[test]
+fn a_full_region_leaves_chains_in_the_guests_ring() {
+    let mut b = bench(2, BOTH);
+    b.pool = Pool::new(b.pool.take(0).unwrap().first + 4, 8);
+    while b.submit().is_some() {}
+    b.publish().unwrap();
+    let held = b.shadow.outstanding();
+    assert!(held > 0 && held < SIZE, "{held}");
+    let mut rounds = 0;
+    while !b.waiting.is_empty() {
+        assert!(b.work(), "what fits goes out");
+        b.harvest().unwrap();
+        check_completions(&mut b);
+        b.publish().unwrap();
+        rounds += 1;
+    }
+    assert_eq!(rounds, SIZE);
+}
+
+#[test]
+fn a_replacement_gets_what_is_outstanding_and_the_guest_sees_each_once() {
+    let mut b = bench(3, BOTH);
+    for _ in 0..200 {
+        for _ in 0..b.rng.random_range(0..20) {
+            b.submit();
+        }
+        b.publish().unwrap();
+        for _ in 0..b.rng.random_range(0..10) {
+            b.work();
+        }
+        if b.rng.random() {
+            b.harvest().unwrap();
+        }
+        // What the dead one completed and nobody looked at is done again.
+        b.shadow.detach_device();
+        b.attach_device();
+        check_completions(&mut b);
+    }
+    b.publish().unwrap();
+    while b.work() {}
+    b.harvest().unwrap();
+    check_completions(&mut b);
+    assert!(b.waiting.is_empty());
+}
+
+#[test]
+fn nothing_is_copied_after_a_reset() {
+    let mut b = bench(4, BOTH);
+    for _ in 0..10 {
+        b.submit();
+    }
+    b.publish().unwrap();
+    while b.work() {}
+    b.shadow.reset_guest();
+    let before = b.snapshot();
+    assert_eq!(b.harvest(), Ok(Harvest { completed: 10, interrupt: false }));
+    assert!(b.snapshot() == before, "not a byte");
+    assert_eq!(b.shadow.outstanding(), 0);
+    // A new life starts before the old one's requests are back.
+    b.attach_guest();
+    b.submit();
+    b.publish().unwrap();
+    b.shadow.reset_guest();
+    b.attach_guest();
+    let before = b.snapshot();
+    while b.work() {}
+    assert_eq!(b.harvest().unwrap().completed, 1);
+    assert!(b.snapshot() == before);
+}
+
+#[test]
+fn failing_ends_every_chain_with_an_error() {
+    let mut b = bench(5, BOTH);
+    for _ in 0..20 {
+        b.submit();
+    }
+    b.publish().unwrap();
+    let before = b.snapshot();
+    b.shadow.detach_device();
+    assert!(b.shadow.fail_all(&mut Dma::new(&b.ram), &Block));
+    assert_eq!(b.shadow.outstanding(), 0);
+    let heads: BTreeSet<u16> = b.waiting.clone();
+    b.assert_only_changed(&before, &heads);
+    for (head, length) in b.collect() {
+        assert!(b.waiting.remove(&head));
+        let (at, size) = *b.writable[usize::from(head)].last().unwrap();
+        let mut status = [0];
+        assert!(GuestRam::read(&b.ram, at + u64::from(size) - 1, &mut status));
+        assert_eq!((status[0], length), (1, 1));
+    }
+    assert!(b.waiting.is_empty());
+}
+
+#[test]
+fn a_completion_is_checked_against_the_record() {
+    let lie = |id: u32, extra: i64| {
+        let mut b = bench(6, BOTH);
+        b.submit();
+        b.publish().unwrap();
+        let (_, _, writable) = b.take().unwrap();
+        let room: u32 = writable.iter().map(|(_, length)| length).sum();
+        b.give(id, (i64::from(room) + extra) as u32);
+        let result = b.harvest();
+        (result.map(|_| b.collect().len()), b.shadow.outstanding(), room)
+    };
+    // Chains are numbered from zero, in the order in which they were free.
+    let own = 0;
+    assert_eq!(lie(own, 0).0, Ok(1));
+    let (result, outstanding, room) = lie(own, 1);
+    assert_eq!((result, outstanding), (Err(PeerError::Length(room + 1, room.into())), 1));
+    assert_eq!(lie(own + 1, 0).0, Err(PeerError::Id(own + 1)), "not the first of a chain");
+    assert_eq!(lie(own + 4, 0).0, Err(PeerError::Id(own + 4)), "not outstanding");
+    assert_eq!(lie(!3, 0).0, Err(PeerError::Id(!3)));
+    let mut b = bench(7, BOTH);
+    b.region.store_u16(Control::of(0).used + 2, 1).unwrap();
+    assert_eq!(b.harvest(), Err(PeerError::Count(1, 0)));
+}
+
+/// A device that writes garbage anywhere it can, between honest steps, for many lives: RAM outside the buffers that it
+/// may write never changes, and after it is replaced by an honest one every request completes once.
+#[test]
+fn a_hostile_device_reaches_only_what_it_was_given() {
+    for seed in 0..6 {
+        let mut b = bench(100 + seed, BOTH);
+        let mut dropped = 0;
+        for _ in 0..120 {
+            for _ in 0..b.rng.random_range(0..8) {
+                b.submit();
+            }
+            b.publish().unwrap();
+            let (before, heads) = (b.snapshot(), b.waiting.clone());
+            for _ in 0..b.rng.random_range(0..6) {
+                scribble(&mut b);
+            }
+            let result = b.harvest();
+            b.assert_only_changed(&before, &heads);
+            // Whatever the buffers hold now, each head comes back at most once.
+            for (head, _) in b.collect() {
+                assert!(b.waiting.remove(&head), "{head}");
+            }
+            if result.is_err() {
+                dropped += 1;
+                b.shadow.detach_device();
+                b.attach_device();
+            }
+        }
+        assert!(dropped > 10, "{dropped}");
+        b.shadow.detach_device();
+        b.attach_device();
+        while !b.waiting.is_empty() {
+            b.publish().unwrap();
+            while b.work() {}
+            b.harvest().unwrap();
+            check_completions(&mut b);
+        }
+    }
+}
+
+/// One thing that a hostile device does to its region.
+fn scribble(b: &mut Bench) {
+    let (control, size) = (Control::of(0), b.region.size());
+    match b.rng.random_range(0..6) {
+        0 => {
+            let index = b.region.load_u16(control.used + 2).unwrap();
+            let step = b.rng.random_range(0..4);
+            b.region.store_u16(control.used + 2, index.wrapping_add(step)).unwrap();
+        }
+        1 => {
+            let (id, length) = (b.rng.random_range(0..300), b.rng.random_range(0..9000));
+            b.give(id, length);
+        }
+        2 => {
+            let (chain, length) = (b.rng.random_range(0..12), b.rng.random_range(0..3000));
+            b.give(4 * chain, length);
+        }
+        3 => {
+            let at = control.used + 2 * b.rng.random_range(0..1030);
+            let value: u16 = b.rng.random();
+            b.region.store_u16(at, value).unwrap();
+        }
+        _ => {
+            let mut bytes = [0; 256];
+            b.rng.fill(&mut bytes[..]);
+            let at = if b.rng.random() { b.rng.random_range(0..0x3f00) } else { b.rng.random_range(0..size - 256) };
+            b.region.write(at, &bytes).unwrap();
+        }
+    }
+}
+
+/// One round with a hostile guest: whatever the queue makes of its memory, the device is only shown places in its
+/// region (which the bench asserts), and the queue goes on after a reset. True if the guest was found out.
+fn survive(b: &mut Bench) -> bool {
+    let head = b.rng.random_range(0..SIZE);
+    b.offer(head);
+    let error = b.publish().is_err();
+    if error {
+        b.shadow.reset_guest();
+        b.attach_guest();
+    }
+    while let Some((id, _, writable)) = b.take() {
+        b.give(id.into(), writable.iter().map(|(_, length)| length).sum());
+    }
+    b.harvest().unwrap();
+    assert_eq!(b.shadow.outstanding(), 0);
+    error
+}
+
+#[test]
+fn a_hostile_guest_breaks_nothing_but_itself() {
+    let mut found = 0;
+    for seed in 0..8 {
+        let mut b = bench(200 + seed, if seed % 2 == 0 { BOTH } else { 0 });
+        for _ in 0..1000 {
+            for _ in 0..b.rng.random_range(0..40) {
+                garbage(&b.ram, &mut b.rng);
+            }
+            found += usize::from(survive(&mut b));
+        }
+    }
+    assert!((1000..7900).contains(&found), "{found} of 8000 rounds ended with an error");
+}
+
+#[test]
+fn a_guest_that_writes_while_it_is_read_breaks_nothing_either() {
+    for seed in 0..4 {
+        let mut b = bench(300 + seed, BOTH);
+        let (ram, stop) = (b.ram.clone(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut rng = SmallRng::seed_from_u64(seed);
+                while !stop.load(Ordering::Relaxed) {
+                    garbage(&ram, &mut rng);
+                }
+            });
+            for _ in 0..3000 {
+                survive(&mut b);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+/// One thing that a hostile guest does to its tables and rings.
+fn garbage(ram: &GuestRam, rng: &mut SmallRng) {
+    let table = if rng.random() { DESCRIPTORS } else { INDIRECT };
+    match rng.random_range(0..4) {
+        0 | 1 => {
+            // A descriptor that may well be valid.
+            let address: u64 = if rng.random_ratio(1, 8) { rng.random() } else { rng.random_range(0..0x7f_0000) };
+            let length: u32 = if rng.random_ratio(1, 8) { rng.random() } else { rng.random_range(0..0x8000) };
+            let (flags, next): (u16, u16) = (rng.random_range(0..8), rng.random_range(0..SIZE + 2));
+            let word =
+                u128::from(address) | u128::from(length) << 64 | u128::from(flags) << 96 | u128::from(next) << 112;
+            let at = table + 16 * rng.random_range(0..u64::from(SIZE));
+            assert!(GuestRam::write(ram, at, &word.to_le_bytes()));
+        }
+        2 => drop(ram.store_u16(AVAIL + 2 * rng.random_range(0..u64::from(SIZE) + 3), rng.random())),
+        _ => drop(ram.store_u16(USED + 2 * rng.random_range(0..64), rng.random())),
+    }
+}
+
+#[test]
+fn queues_that_are_not_in_ram_are_refused() {
+    let ram = GuestRam::new(1 << 20).unwrap();
+    let good = Places { size: 256, descriptors: 0x1000, avail: 0x2000, used: 0x3000 };
+    assert!(GuestRing::new(&ram, good, BOTH).is_ok());
+    let end = 1 << 20;
+    for (places, error) in [
+        (Places { size: 0, ..good }, GuestError::Size(0)),
+        (Places { size: 3, ..good }, GuestError::Size(3)),
+        (Places { descriptors: 0x1008, ..good }, GuestError::Place(0x1008)),
+        (Places { descriptors: end - 0x800, ..good }, GuestError::Place(end - 0x800)),
+        (Places { avail: 0x2001, ..good }, GuestError::Place(0x2001)),
+        (Places { used: !3, ..good }, GuestError::Place(!3)),
+        (Places { used: 0x3002, ..good }, GuestError::Place(0x3002)),
+    ] {
+        assert_eq!(GuestRing::new(&ram, places, BOTH).map(drop), Err(error));
+    }
+}
