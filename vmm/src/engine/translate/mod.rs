@@ -72,6 +72,9 @@ pub enum TranslatorError {
     /// The return stack could not be made.
     #[error("mapping the return stack")]
     Returns(#[source] nix::Error),
+    /// The handlers could not be installed.
+    #[error("installing the handlers of faults")]
+    Handlers(#[source] nix::Error),
     /// The tripwire could not be made.
     #[error("mapping the tripwire")]
     Tripwire(#[source] nix::Error),
@@ -179,6 +182,8 @@ impl Translator {
                 return Err(TranslatorError::Missing(name));
             }
         }
+        // Now, since a confined process may not change handlers.
+        fault::install().map_err(TranslatorError::Handlers)?;
         let mut cache = CodeCache::new(size)?;
         let (code, trampolines) = trampoline::assemble(cache.next())?;
         cache.append(&code);
