@@ -11,32 +11,10 @@ use iced_x86::code_asm::*;
 use super::cache::SEGMENTS;
 use super::context::INDEX_ENTRIES;
 use super::{CACHE_SIZE, Translator};
-use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
+use crate::cpu::{CpuState, EmptyBus, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
 use crate::engine::interp::Interpreter;
 use crate::engine::{Engine, Exit};
 use crate::mmu::GuestRam;
-
-struct NullBus;
-
-impl Bus for NullBus {
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        0x1234_5678_9abc_def0
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn acknowledge(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
-        false
-    }
-}
 
 pub(super) const CODE: u32 = 0x10_0000;
 pub(super) const DATA: u32 = 0x20_0000;
@@ -47,7 +25,7 @@ const RAM: u64 = 16 << 20;
 pub(super) fn machine(program: &[u8]) -> Vcpu {
     let ram = Arc::new(GuestRam::new(RAM).unwrap());
     assert!(ram.write(CODE as u64, program));
-    let mut v = Vcpu::new(0, ram, Arc::new(NullBus), Arc::new(Lines::default()));
+    let mut v = Vcpu::new(0, ram, Arc::new(EmptyBus), Arc::new(Lines::default()));
     let flat = |selector, kind| Segment {
         base: 0,
         limit: u32::MAX,
