@@ -101,7 +101,8 @@ impl Inner {
         let Some(peer) = &mut self.peer else { return };
         let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
         for shadow in &mut self.shadows {
-            if let Err(error) = shadow.harvest(&mut bounce, dma, &*self.kind) {
+            // Of an earlier life: nothing that the guest wants an interrupt for.
+            if let (_, Err(error)) = shadow.harvest(&mut bounce, dma, &*self.kind) {
                 return self.drop_peer(error.to_string());
             }
         }
