@@ -206,7 +206,6 @@ impl Drop for FrontEnd {
     fn drop(&mut self) {
         self.send(Command::End);
         self.bell.end();
-        self.bell.release();
         for thread in self.threads.drain(..) {
             // A panic there was shown when it happened.
             let _ = thread.join();
