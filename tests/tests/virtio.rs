@@ -230,6 +230,32 @@ fn a_process_that_stalls_later_is_given_up() -> Outcome {
     Ok(())
 }
 
+/// What a process offered may be looked at after its end: it does not come back by that.
+#[test]
+fn a_process_that_leaves_after_the_handshake_stays_lost() -> Outcome {
+    let disk = Disk::new(SIZE);
+    let (mut driver, thread) = attach(&disk)?;
+    driver.start(true);
+    kill(&disk, thread, &mut driver);
+    disk.switch(|s| s.reactions = vec![(request::GET_CONFIG, Reaction::Leave)]);
+    for round in 0..200 {
+        let (socket, thread) = connect(disk.clone())?;
+        let before = driver.events().len();
+        driver.device.replace(socket);
+        driver.until(|driver, _| driver.events()[before..].iter().any(|e| matches!(e, DeviceEvent::Lost(_))));
+        thread.join().unwrap();
+        while driver.serve(Duration::from_millis(1)) {}
+        let last = driver.events().pop();
+        assert!(matches!(last, Some(DeviceEvent::Lost(_))), "{last:?} in round {round}");
+    }
+    disk.switch(|s| s.reactions.clear());
+    let (socket, _thread) = connect(disk.clone())?;
+    driver.device.replace(socket);
+    driver.submit(0, None);
+    assert_eq!(driver.finish(), [(0, 0, 0)]);
+    Ok(())
+}
+
 /// Hostile processes, one after the other: the guest's memory outside its requests never changes, each request comes
 /// back at most once, and an honest process picks up what they left.
 #[test]

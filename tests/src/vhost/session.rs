@@ -48,6 +48,8 @@ pub enum Reaction {
     Stall,
     /// Hangs up.
     HangUp,
+    /// Answers, then hangs up.
+    Leave,
     /// An answer of garbage.
     Garbage,
 }
@@ -174,7 +176,7 @@ impl Session {
                 return Ok(false);
             }
             Reaction::Garbage => self.stream.write_all(&[0xa5; 64])?,
-            Reaction::Answer => {
+            Reaction::Answer | Reaction::Leave => {
                 let answer = answer.or_else(|| (flags & NEED_REPLY != 0).then(|| vec![0; 8]));
                 if let Some(answer) = answer {
                     self.send(request, &answer)?;
@@ -184,7 +186,7 @@ impl Session {
         if request == request::SET_VRING_ENABLE {
             device.kicked(self);
         }
-        Ok(true)
+        Ok(reaction != Reaction::Leave)
     }
 
     fn send(&mut self, request: u32, body: &[u8]) -> io::Result<()> {

@@ -17,7 +17,10 @@ impl Inner {
     pub(super) fn event(&mut self, event: Event) {
         let current = self.serial;
         match event {
-            Event::Offered { serial, offer, kicks } if serial == current => self.offered_again(offer, kicks),
+            // A process that hangs up right after it shook hands may be lost before what it offered comes.
+            Event::Offered { serial, offer, kicks } if serial == current && !self.over => {
+                self.offered_again(offer, kicks);
+            }
             Event::Started { serial } if serial == current && self.link == Link::Starting => self.started(),
             Event::Stopped { serial } if serial == current && self.link == Link::Stopping => {
                 self.shadows.iter_mut().for_each(Shadow::detach_device);
