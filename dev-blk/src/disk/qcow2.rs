@@ -12,7 +12,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -23,6 +23,7 @@ use vm_memory::bitmap::BitmapSlice;
 
 use super::buffers::Buffers;
 use super::lock;
+use super::open::holds_bytes;
 use super::scratch::Scratch;
 
 /// Images behind an image; more is a loop or an attack.
@@ -55,6 +56,9 @@ pub enum Qcow2Error {
         /// What it names.
         backing: String,
     },
+    /// A FIFO, a terminal, a directory.
+    #[error("the backing file {0} is neither a regular file nor a block device")]
+    BackingKind(String),
     /// It cannot be told what the backing file's bytes mean.
     #[error(
         "{name} does not state its backing file's format (raw or qcow2), which is never guessed: \
@@ -219,7 +223,11 @@ fn backing_layer(
 ) -> Result<FormatAccess<Storage>, Qcow2Error> {
     let name = path.display().to_string();
     let failed = |source| Qcow2Error::Image { name: name.clone(), source };
-    let file = File::open(path).map_err(failed)?;
+    // As for an image itself: a FIFO is refused instead of waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    if !holds_bytes(&file).map_err(failed)? {
+        return Err(Qcow2Error::BackingKind(name));
+    }
     lock::lock(&file, false).map_err(|_| Qcow2Error::Locked(name.clone()))?;
     match format {
         Some("qcow2") => layer(file, &name, Some(path), false, depth + 1),

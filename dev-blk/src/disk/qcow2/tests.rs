@@ -124,3 +124,30 @@ fn an_image_without_a_refcount_of_its_header_is_refused() {
         assert!(refused.contains("qemu-img check"), "{refused}");
     }
 }
+
+/// An image names its backing file, and whoever made the image may have chosen one that never ends, or never begins.
+#[test]
+fn a_backing_file_that_is_no_file_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut bytes = image();
+    let mut put = |at: usize, part: &[u8]| bytes[at..at + part.len()].copy_from_slice(part);
+    // The name, its place and length, and the header extension that states the format.
+    put(8, &200u64.to_be_bytes());
+    put(16, &4u32.to_be_bytes());
+    put(104, &[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 3]);
+    put(112, b"raw");
+    put(200, b"fifo");
+    let path = directory.path().join("image");
+    std::fs::write(&path, bytes).unwrap();
+    let (opened, result) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let source = Source::Path(path);
+        let options =
+            Options { source, format: Format::Qcow2, cache: Cache::Unsafe, read_only: true, allow_backing: true };
+        opened.send(open(options).map(drop).map_err(|error| error.to_string()))
+    });
+    let answer = result.recv_timeout(std::time::Duration::from_secs(60)).expect("it waits for the other end");
+    assert!(answer.unwrap_err().contains("neither a regular file"));
+}
