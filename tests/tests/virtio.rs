@@ -155,6 +155,26 @@ fn a_replacement_must_be_able_to_go_on() -> Outcome {
     Ok(())
 }
 
+/// The region is laid out for the queues of the first process: where a further one would be, there is data.
+#[test]
+fn a_replacement_with_more_queues_serves_those_that_there_are() -> Outcome {
+    let disk = Disk::new(SIZE);
+    let (mut driver, thread) = attach(&disk)?;
+    driver.start(true);
+    kill(&disk, thread, &mut driver);
+    disk.switch(|s| s.queues = 4);
+    let (socket, _thread) = connect(disk.clone())?;
+    driver.device.replace(socket);
+    // A device that is told of the further queues takes their places for those of the one it serves.
+    driver.submit(0, Some(1));
+    assert_eq!(driver.finish(), [(0, 0, 1)]);
+    driver.reset();
+    driver.start(true);
+    driver.submit(0, None);
+    assert_eq!(driver.finish(), [(0, 0, 1)]);
+    Ok(())
+}
+
 #[test]
 fn a_new_size_is_announced_to_the_guest() -> Outcome {
     let disk = Disk::new(SIZE);

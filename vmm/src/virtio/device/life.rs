@@ -84,7 +84,9 @@ impl Inner {
             shadow.attach_device(features & F_EVENT_IDX != 0, &mut bounce, dma, &*self.kind);
         }
         self.link = Link::Starting;
-        self.front_end.send(Command::Start { serial: peer.serial, features });
+        // A replacement may have more queues than the first process had, whose number the region is laid out for.
+        let queues = self.shadows.len() as u16;
+        self.front_end.send(Command::Start { serial: peer.serial, queues, features });
     }
 
     fn started(&mut self) {

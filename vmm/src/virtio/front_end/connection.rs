@@ -140,8 +140,10 @@ impl Connection {
         Ok(config)
     }
 
-    /// Shares the bounce region and starts every queue. `features` are those that guest and vmm chose.
-    pub fn start(&mut self, features: u64) -> Result<(), ConnectionError> {
+    /// Shares the bounce region and starts the first `queues` queues: those that the region has room for, be there more
+    /// or not. `features` are those that guest and vmm chose.
+    pub fn start(&mut self, features: u64, queues: u16) -> Result<(), ConnectionError> {
+        self.queues = self.queues.min(queues);
         let f = &mut self.frontend;
         step("setting features", f.set_features(features | F_PROTOCOL_FEATURES))?;
         let region = VhostUserMemoryRegionInfo {
@@ -163,7 +165,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Stops every queue: when this returns the device has let go of them.
+    /// Stops the queues that were started: when this returns the device has let go of them.
     pub fn stop(&mut self) -> Result<(), ConnectionError> {
         for index in 0..usize::from(self.queues) {
             step("stopping a queue", self.frontend.get_vring_base(index))?;
