@@ -4,7 +4,9 @@
 //! already. It stays in one page: what happens between pages is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
 //! from a copy of the page, so a guest that rewrites it meanwhile changes nothing half-way.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+};
 
 use crate::cpu::{CpuModel, Vcpu};
 use crate::engine::features;
@@ -12,6 +14,8 @@ use crate::mmu::{Access, FRAME_SIZE, walk};
 
 /// Guest instructions in a trace at most.
 const MAX_INSTRUCTIONS: usize = 64;
+/// Guest instructions at most in a trace that is compared with its source each time.
+const MAX_CHECKED: usize = 12;
 /// Jumps followed in a trace at most.
 const MAX_JUMPS: usize = 8;
 
@@ -35,6 +39,12 @@ impl Trace {
         let from = self.instructions.iter().map(|i| offset(i.ip32())).min();
         let to = self.instructions.iter().map(|i| offset(i.ip32()) + i.len() as u16).max();
         (from.unwrap_or(offset(self.eip)), to.unwrap_or(offset(self.eip) + 15))
+    }
+
+    /// Leaves the instruction that the trace begins with to the interpreter.
+    pub fn leave_out(&mut self) {
+        self.instructions.clear();
+        (self.second, self.next) = (None, self.eip);
     }
 
     /// True if the trace stopped within an instruction's length of the end of its page.
@@ -75,6 +85,28 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32
         }
         // What follows STI is translated with it.
         if (trace.next ^ eip) & !0xfff != 0 || (insn.mnemonic() != Mnemonic::Sti && known(trace.next)) {
+            break;
+        }
+    }
+}
+
+/// Decodes the trace at `eip` from `page`, whose bytes a guest may change with nobody told: instructions that follow each
+/// other, up to the first that stores anything, since that may be to the trace itself. What is behind it is then looked at
+/// again before it is executed, as the processor does (SDM vol. 3, §8.1.3).
+pub fn decode_checked(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
+    (trace.eip, trace.second, trace.next) = (eip, None, eip);
+    trace.instructions.clear();
+    let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
+    let mut info = InstructionInfoFactory::new();
+    while trace.instructions.len() < MAX_CHECKED {
+        let Ok(insn) = one(&vcpu.model, &mut decoder, trace.next) else { break };
+        trace.next = trace.next.wrapping_add(insn.len() as u32);
+        trace.instructions.push(insn);
+        let reads =
+            |access| matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+        let stores = info.info(&insn).used_memory().iter().any(|m| !reads(m.access()));
+        let goes_on = matches!(insn.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
+        if stores || !goes_on || (trace.next ^ eip) & !0xfff != 0 {
             break;
         }
     }

@@ -10,6 +10,7 @@
 mod branch;
 mod operand;
 mod sensitive;
+mod source;
 mod string;
 
 use std::mem::offset_of;
@@ -41,6 +42,8 @@ pub struct Environment<'a> {
     pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
+    /// The source bytes, if the block is to compare them with guest memory whenever it is entered.
+    pub checked: Option<&'a [u8]>,
     /// Index of the first exit site.
     pub first_site: u32,
 }
@@ -96,16 +99,19 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
     };
     t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
-    let fp = t.floating_point_check(trace);
+    let unchecked = env.checked.is_some_and(|bytes| t.check_source(bytes).is_none());
+    // A source that cannot be compared is the interpreter's.
+    let instructions = if unchecked { &[] } else { &trace.instructions[..] };
+    let fp = t.floating_point_check(instructions);
     let mut ended = false;
-    for (i, insn) in trace.instructions.iter().enumerate() {
-        ended = t.instruction(insn, &trace.instructions[i + 1..]);
+    for (i, insn) in instructions.iter().enumerate() {
+        ended = t.instruction(insn, &instructions[i + 1..]);
         if ended {
             break;
         }
     }
     if !ended {
-        match trace.instructions.is_empty() {
+        match instructions.is_empty() {
             true => t.leave_to_interpret(trace.eip, Mnemonic::INVALID),
             // An instruction that cannot be decoded in this page runs over into the next one: its translation holds only
             // while that page is what it is, which the table of the address space vouches for.
@@ -122,9 +128,9 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
 
 impl Translator<'_> {
     /// Loads guest x87/SSE/AVX state if the trace needs it and it is not in host registers.
-    fn floating_point_check(&mut self, trace: &Trace) -> bool {
-        let needs = trace.instructions.iter().any(|i| classify(i, self.env.mode) == Class::FloatingPoint);
-        self.mark(trace.eip, Point::Start);
+    fn floating_point_check(&mut self, instructions: &[Instruction]) -> bool {
+        let needs = instructions.iter().any(|i| classify(i, self.env.mode) == Class::FloatingPoint);
+        self.mark(self.eip, Point::Start);
         if !needs {
             return false;
         }

@@ -97,11 +97,14 @@ impl Translator {
         self.decode(vcpu, key);
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
         let page = Page { global: t.global, second: self.trace.second };
+        let mixed = self.registry.is_mixed(key.gpa & !0xfff);
         loop {
             // Making room may have ended this.
             self.watch(vcpu, key.gpa & !0xfff);
             page.second.into_iter().for_each(|second| self.watch(vcpu, second));
             self.emitter.restart(self.cache.next());
+            let (from, to) = self.trace.source();
+            let bytes = self.registry.frame(key.gpa & !0xfff).and_then(|f| f.bytes.get(from as usize..to as usize));
             let environment = translate::Environment {
                 mode: key.mode,
                 trampolines: &self.trampolines,
@@ -109,6 +112,7 @@ impl Translator {
                 interpreted: &self.interpreted,
                 varied: &self.varied,
                 fixed,
+                checked: bytes.filter(|_| mixed && !self.trace.instructions.is_empty()),
                 first_site: self.registry.next_site(),
             };
             translate::translate(&mut self.emitter, &self.trace, &environment, &mut self.translation);
@@ -126,20 +130,27 @@ impl Translator {
         }
     }
 
-    /// Decodes the trace for `key`, whose frame is known, up to what is translated already.
+    /// Decodes the trace for `key`, whose frame is known, up to what is translated already. Code of a mixed frame is decoded
+    /// as far as one look at its source is good for, and not at all where two pages hold it.
     pub(super) fn decode(&mut self, vcpu: &Vcpu, key: Key) {
         let registry = &self.registry;
         let Some(frame) = registry.frame(key.gpa & !0xfff) else { return };
+        if frame.mixed() {
+            return decode::decode_checked(vcpu, key.eip, &frame.bytes, &mut self.trace);
+        }
         let known = |eip: u32| {
             let key = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
             registry.entry(&key, false).is_some()
         };
         decode::decode(vcpu, key.eip, &frame.bytes, known, &mut self.trace);
+        if self.trace.second.is_some_and(|second| registry.is_mixed(second)) {
+            self.trace.leave_out();
+        }
     }
 
     /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
     pub(super) fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
-        if self.registry.frame(gpa).is_none() {
+        if self.registry.frame(gpa).is_none_or(|frame| !frame.watched() && !frame.mixed()) {
             vcpu.mmu.watch_code(gpa);
             self.shadow.protect_frame(gpa);
         }

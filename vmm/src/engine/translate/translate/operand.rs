@@ -106,7 +106,8 @@ impl Translator<'_> {
         self.load_as(Code::Movzx_r32_rm16, reg, place)
     }
 
-    fn load_as(&mut self, code: Code, reg: Register, place: Place) -> Option<()> {
+    /// `code reg, [place]`: a move of either width, or one that extends.
+    pub(super) fn load_as(&mut self, code: Code, reg: Register, place: Place) -> Option<()> {
         let mut mov = Instruction::new();
         mov.set_code(code);
         mov.set_op0_kind(OpKind::Register);
