@@ -155,6 +155,26 @@ fn a_replacement_must_be_able_to_go_on() -> Outcome {
     Ok(())
 }
 
+/// The region is laid out for the queues of the first process: where a further one would be, there is data.
+#[test]
+fn a_replacement_with_more_queues_serves_those_that_there_are() -> Outcome {
+    let disk = Disk::new(SIZE);
+    let (mut driver, thread) = attach(&disk)?;
+    driver.start(true);
+    kill(&disk, thread, &mut driver);
+    disk.switch(|s| s.queues = 4);
+    let (socket, _thread) = connect(disk.clone())?;
+    driver.device.replace(socket);
+    // A device that is told of the further queues takes their places for those of the one it serves.
+    driver.submit(0, Some(1));
+    assert_eq!(driver.finish(), [(0, 0, 1)]);
+    driver.reset();
+    driver.start(true);
+    driver.submit(0, None);
+    assert_eq!(driver.finish(), [(0, 0, 1)]);
+    Ok(())
+}
+
 #[test]
 fn a_new_size_is_announced_to_the_guest() -> Outcome {
     let disk = Disk::new(SIZE);
@@ -227,6 +247,32 @@ fn a_process_that_stalls_later_is_given_up() -> Outcome {
         driver.submit(1, None);
         assert_eq!(driver.finish(), [(1, 0, 0)]);
     }
+    Ok(())
+}
+
+/// What a process offered may be looked at after its end: it does not come back by that.
+#[test]
+fn a_process_that_leaves_after_the_handshake_stays_lost() -> Outcome {
+    let disk = Disk::new(SIZE);
+    let (mut driver, thread) = attach(&disk)?;
+    driver.start(true);
+    kill(&disk, thread, &mut driver);
+    disk.switch(|s| s.reactions = vec![(request::GET_CONFIG, Reaction::Leave)]);
+    for round in 0..200 {
+        let (socket, thread) = connect(disk.clone())?;
+        let before = driver.events().len();
+        driver.device.replace(socket);
+        driver.until(|driver, _| driver.events()[before..].iter().any(|e| matches!(e, DeviceEvent::Lost(_))));
+        thread.join().unwrap();
+        while driver.serve(Duration::from_millis(1)) {}
+        let last = driver.events().pop();
+        assert!(matches!(last, Some(DeviceEvent::Lost(_))), "{last:?} in round {round}");
+    }
+    disk.switch(|s| s.reactions.clear());
+    let (socket, _thread) = connect(disk.clone())?;
+    driver.device.replace(socket);
+    driver.submit(0, None);
+    assert_eq!(driver.finish(), [(0, 0, 0)]);
     Ok(())
 }
 

@@ -13,6 +13,8 @@ const SECTOR: u64 = 512;
 pub struct Switches {
     /// Feature bits.
     pub features: u64,
+    /// Queues that it says it has.
+    pub queues: u64,
     /// Size in bytes, as announced; a change is announced.
     pub size: u64,
     /// Requests are taken, but not completed.
@@ -35,7 +37,8 @@ pub struct Disk {
 impl Disk {
     /// A disk of `size` zero bytes.
     pub fn new(size: u64) -> Self {
-        let switches = Switches { features: FEATURES, size, hold: false, hang_up: false, reactions: Vec::new() };
+        let (features, reactions) = (FEATURES, Vec::new());
+        let switches = Switches { features, queues: 1, size, hold: false, hang_up: false, reactions };
         let image = Arc::new(Mutex::new(vec![0; size as usize]));
         Self { image, switches: Arc::new(Mutex::new(switches)), held: Vec::new(), announced: size }
     }
@@ -81,6 +84,10 @@ impl Disk {
 impl Device for Disk {
     fn features(&self) -> u64 {
         self.switches().features
+    }
+
+    fn queues(&self) -> u64 {
+        self.switches().queues
     }
 
     fn config(&self) -> Vec<u8> {

@@ -96,7 +96,7 @@ impl Driver {
         let (wires, ram) = (Arc::new(Wires::default()), GuestRam::new(RAM).map_err(|e| e.to_string())?);
         let (attention, reports, ram) = (wires.clone(), wires.clone(), Arc::new(ram));
         let port = Arc::new(Port::new(Box::new(move || attention.note(|seen| seen.attention = true))));
-        let wanted = Wanted { queues: 1, config_size: Block.config_size(), bounce: 1 << 20 };
+        let wanted = Wanted { queues: 4, config_size: Block.config_size(), bounce: 1 << 20 };
         let front_end = FrontEnd::new("test", wanted, port).map_err(|e| e.to_string())?;
         front_end.send(Command::Adopt { serial: 0, socket });
         let first = match front_end.port.wait(PATIENCE) {

@@ -85,14 +85,25 @@ impl Bench {
         self.shadow.attach_device(self.features & F_EVENT_IDX != 0, &mut bounce, &mut dma, &Block);
     }
 
-    pub fn publish(&mut self) -> Result<bool, GuestError> {
+    /// Whether the device wants a kick, and what was wrong.
+    pub fn try_publish(&mut self) -> (bool, Result<(), GuestError>) {
         let mut bounce = Bounce { region: &self.region, pool: &mut self.pool };
         self.shadow.publish(&mut bounce, &mut Dma::new(&self.ram), &Block)
     }
 
-    pub fn harvest(&mut self) -> Result<Harvest, PeerError> {
+    pub fn publish(&mut self) -> Result<(), GuestError> {
+        self.try_publish().1
+    }
+
+    /// What came back, and what was wrong after that.
+    pub fn try_harvest(&mut self) -> (Harvest, Result<(), PeerError>) {
         let mut bounce = Bounce { region: &self.region, pool: &mut self.pool };
         self.shadow.harvest(&mut bounce, &mut Dma::new(&self.ram), &Block)
+    }
+
+    pub fn harvest(&mut self) -> Result<Harvest, PeerError> {
+        let (harvest, result) = self.try_harvest();
+        result.map(|()| harvest)
     }
 
     fn descriptor(&self, at: u64, (address, length): (u64, u32), flags: u16, next: u16) {
