@@ -24,6 +24,8 @@ pub struct Trace {
     pub second: Option<u64>,
     /// The instructions; `ip` is the guest EIP. Empty if the first one cannot be taken from this page.
     pub instructions: Vec<Instruction>,
+    /// Their bytes, one after the other.
+    pub bytes: Vec<u8>,
     /// Where execution goes after the last instruction if that does not transfer control itself.
     pub next: u32,
 }
@@ -32,9 +34,9 @@ impl Trace {
     /// The range of page offsets that holds every instruction's bytes.
     pub fn source(&self) -> (u16, u16) {
         let offset = |eip: u32| eip as u16 & 0xfff;
-        let from = self.instructions.iter().map(|i| offset(i.ip32())).min();
-        let to = self.instructions.iter().map(|i| offset(i.ip32()) + i.len() as u16).max();
-        (from.unwrap_or(offset(self.eip)), to.unwrap_or(offset(self.eip) + 15))
+        let ranges = self.instructions.iter().map(|i| (offset(i.ip32()), offset(i.ip32()) + i.len() as u16));
+        let both = ranges.reduce(|(from, to), (first, end)| (from.min(first), to.max(end)));
+        both.unwrap_or((offset(self.eip), offset(self.eip) + 15))
     }
 
     /// True if the trace stopped within an instruction's length of the end of its page.
@@ -48,6 +50,7 @@ impl Trace {
 pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32) -> bool, trace: &mut Trace) {
     (trace.eip, trace.second, trace.next) = (eip, None, eip);
     trace.instructions.clear();
+    trace.bytes.clear();
     let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
     let mut jumps = 0;
     while trace.instructions.len() < MAX_INSTRUCTIONS {
@@ -56,6 +59,9 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32
             Err(DecoderError::NoMoreBytes) if trace.instructions.is_empty() => return straddling(vcpu, page, trace),
             Err(_) => break,
         };
+        // It ends inside the page.
+        let start = trace.next as usize % FRAME_SIZE;
+        trace.bytes.extend_from_slice(&page[start..start + insn.len()]);
         trace.next = trace.next.wrapping_add(insn.len() as u32);
         trace.instructions.push(insn);
         match insn.flow_control() {
@@ -97,6 +103,7 @@ fn straddling(vcpu: &Vcpu, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
     let insn = decoder.decode();
     if decoder.last_error() == DecoderError::None && insn.len() > tail.len() && offered(&vcpu.model, &insn) {
         trace.next = insn.next_ip32();
+        trace.bytes.extend_from_slice(&bytes[..insn.len()]);
         trace.instructions.push(insn);
         trace.second = Some(second.gpa & !0xfff);
     }

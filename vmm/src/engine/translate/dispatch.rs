@@ -81,7 +81,7 @@ impl Translator {
         let inside = if missed { None } else { self.registry.entry(&key, false) };
         let entry = inside.unwrap_or_else(|| self.head(vcpu, active, key, &t));
         if let Some(site) = self.unlinked.take() {
-            self.link(site, entry, &t);
+            self.link(site, entry, eip, &t);
         }
         let block = self.registry.block(entry.block);
         self.context.target = block.start + entry.offset as u64;

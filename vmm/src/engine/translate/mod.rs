@@ -286,16 +286,19 @@ impl Translator {
     /// Makes room for translations by forgetting the oldest.
     fn evict(&mut self, vcpu: &mut Vcpu) {
         let segment = self.cache.advance();
-        self.stats.evictions += !self.registry.is_empty(segment) as u64;
+        let anything = !self.registry.is_empty(segment);
+        self.stats.evictions += anything as u64;
         for frame in self.registry.evict(&mut self.cache, segment) {
             vcpu.mmu.ram.clear_code(frame);
         }
-        // Too many to take out of each table one by one.
-        self.registry.take_dead();
-        let code = self.cache.segment_addresses(segment);
-        self.tables.remove_all(&code);
         self.unlinked = None;
-        self.generation += 1;
+        if anything {
+            // Too many to take out of each table one by one.
+            self.registry.take_dead();
+            let code = self.cache.segment_addresses(segment);
+            self.tables.remove_all(&code);
+            self.generation += 1;
+        }
     }
 
     /// Drops every branch table. Nothing may go on by one until the next `activate`.

@@ -46,19 +46,15 @@ impl Translator {
         self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
     }
 
-    /// Links exit site `site` to `entry`, in a page mapped as `t`, if nothing can come between them unnoticed.
-    pub(super) fn link(&mut self, site: u32, entry: Entry, t: &Translation) {
+    /// Links exit site `site` to `entry`, which is for EIP `at` in a page mapped as `t`, if nothing can come between them
+    /// unnoticed.
+    pub(super) fn link(&mut self, site: u32, entry: Entry, at: u32, t: &Translation) {
         let Some(Site { block, leave: Leave::Direct { eip, .. } }) = self.registry.site(site) else { return };
-        let (from, to) = (self.registry.block(block), self.registry.block(entry.block));
-        let at = if entry.offset == to.main {
-            Some(to.key.eip)
-        } else {
-            to.origin(to.start + entry.offset as u64).map(|o| o.eip)
-        };
-        if at != Some(eip) {
+        if at != eip {
             // An interrupt came between.
             return;
         }
+        let (from, to) = (self.registry.block(block), self.registry.block(entry.block));
         let same_page = (from.key.eip ^ to.key.eip) & !0xfff == 0 && (from.key.gpa ^ to.key.gpa) & !0xfff == 0;
         let fixed = !to.key.mode.paging() || (!to.key.mode.user() && t.global && from.global && to.global);
         let same_page = same_page && to.second.is_none() && from.second.is_none();
@@ -77,9 +73,13 @@ impl Translator {
         for site in sites.0..sites.0 + sites.1 {
             let Some(Site { leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { continue };
             let target = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
-            if (eip ^ key.eip) & !0xfff == 0
-                && let Some(entry) = self.registry.entry(&target, fp)
-            {
+            if (eip ^ key.eip) & !0xfff != 0 {
+                continue;
+            }
+            // Most stay in the block, whose origins are still at hand unpacked.
+            let own = self.translation.origins.iter().find(|o| o.eip == eip && o.is_entry() && eip != key.eip);
+            let own = own.map(|o| Entry { block: id, offset: o.offset });
+            if let Some(entry) = own.or_else(|| self.registry.entry(&target, fp)) {
                 self.registry.link(&mut self.cache, site, entry);
             }
         }
@@ -130,9 +130,10 @@ impl Translator {
     pub(super) fn decode(&mut self, vcpu: &Vcpu, key: Key) {
         let registry = &self.registry;
         let Some(frame) = registry.frame(key.gpa & !0xfff) else { return };
+        let view = frame.view(key.eip, key.mode);
         let known = |eip: u32| {
             let key = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
-            registry.entry(&key, false).is_some()
+            view.is_some_and(|view| registry.place(view, &key, false).is_some())
         };
         decode::decode(vcpu, key.eip, &frame.bytes, known, &mut self.trace);
     }
