@@ -76,7 +76,7 @@ impl Translator {
             return self.interpret(vcpu);
         };
         let active = self.activate(vcpu, mode);
-        let key = Key { eip, gpa: t.gpa, mode };
+        let key = Key { eip, gpa: t.gpa, mode: self.assumed(mode) };
         self.note_executed(vcpu, active, key, &t);
         let inside = if missed { None } else { self.registry.entry(&key, false) };
         let entry = inside.unwrap_or_else(|| self.head(vcpu, active, key, &t));
@@ -92,6 +92,15 @@ impl Translator {
             self.routes.add(eip, self.version(), route);
         }
         self.go(vcpu)
+    }
+
+    /// What translations for `mode` assume. Supervisors leave GS to their users, and each value of it would have them
+    /// translated again.
+    fn assumed(&self, mode: Mode) -> Mode {
+        match mode.ring0() && !self.supervisor_gs {
+            true => mode.without_gs(),
+            false => mode,
+        }
     }
 
     /// A way to the block at EIP that was taken before and is still right.

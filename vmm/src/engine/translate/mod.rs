@@ -152,6 +152,8 @@ pub struct Translator {
     missed: bool,
     /// An exit site that may be linked to the next block.
     unlinked: Option<u32>,
+    /// Ring 0 reaches memory by way of GS. While it does not, its translations do not depend on what GS is.
+    supervisor_gs: bool,
     /// Entries of non-global pages are in supervisor tables: a CR3 write empties them.
     local_entries: bool,
     /// Check every block after translation.
@@ -214,6 +216,7 @@ impl Translator {
             awaited: None,
             missed: false,
             unlinked: None,
+            supervisor_gs: false,
             local_entries: false,
             verify: cfg!(any(test, debug_assertions)),
             stats: Stats::default(),

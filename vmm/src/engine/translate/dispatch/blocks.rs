@@ -1,8 +1,11 @@
 //! Blocks: found, made, linked, and what their pages need.
 
+use iced_x86::Register;
+
 use super::super::block::{Key, Leave, Site};
 use super::super::cache::SEGMENTS;
 use super::super::link::{Entry, Page};
+use super::super::mode::Mode;
 use super::super::{Translator, decode, translate};
 use super::Active;
 use crate::cpu::Vcpu;
@@ -13,11 +16,11 @@ impl Translator {
     pub(super) fn head(&mut self, vcpu: &mut Vcpu, active: Active, key: Key, t: &Translation) -> Entry {
         let id = match self.registry.find(&key) {
             Some(id) if self.second_page_holds(vcpu, active, id) => id,
-            _ => self.translate(vcpu, key, t),
+            _ => self.translate(vcpu, active.mode, key, t),
         };
         let block = self.registry.block(id);
         let main = block.start + block.main as u64;
-        self.tables.insert((active.code_window, key.mode), key.eip, block.start, main);
+        self.tables.insert((active.code_window, active.mode), key.eip, block.start, main);
         Entry { block: id, offset: block.main }
     }
 
@@ -85,8 +88,8 @@ impl Translator {
         }
     }
 
-    /// Translates the block for `key`.
-    pub(super) fn translate(&mut self, vcpu: &mut Vcpu, key: Key, t: &Translation) -> u32 {
+    /// Translates the block for `key`, which runs in `mode`.
+    pub(super) fn translate(&mut self, vcpu: &mut Vcpu, mode: Mode, mut key: Key, t: &Translation) -> u32 {
         for _ in 0..SEGMENTS {
             if self.registry.is_full() {
                 self.evict(vcpu);
@@ -95,6 +98,10 @@ impl Translator {
         self.watch(vcpu, key.gpa & !0xfff);
         self.registry.note_frame(&vcpu.mmu.ram, key.gpa & !0xfff);
         self.decode(vcpu, key);
+        if key.mode != mode && self.trace.instructions.iter().any(|i| i.memory_segment() == Register::GS) {
+            self.supervisor_gs = true;
+            key.mode = mode;
+        }
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
         let page = Page { global: t.global, second: self.trace.second };
         loop {
