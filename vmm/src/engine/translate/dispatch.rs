@@ -247,6 +247,13 @@ impl Translator {
             self.context.quarters = [base; 4];
             self.context.window = base;
             index
+        } else if self.shadow.kernel_is_local() {
+            let (index, base) = self.shadow.window(state, Rights::Low(cr3));
+            self.context.quarters = [base; 4];
+            self.context.window = base;
+            let user = Rights::User(cr3);
+            user_window = self.shadow.exists(user).then(|| self.shadow.window(state, user).0);
+            index
         } else {
             let (kernel, high) = self.shadow.window(state, Rights::Kernel);
             let low_rights = Rights::Low(cr3);

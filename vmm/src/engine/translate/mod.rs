@@ -390,6 +390,7 @@ impl Engine for Translator {
             ("pages write-protected", w.pages_protected),
             ("windows made", w.windows_made),
             ("windows evicted", w.windows_evicted),
+            ("each address space has its own supervisor window", self.shadow.kernel_is_local() as u64),
             ("windows synchronised", w.syncs),
             ("page tables found changed", w.tables_changed),
         ];

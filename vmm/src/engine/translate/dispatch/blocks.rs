@@ -9,7 +9,7 @@ use super::super::mode::Mode;
 use super::super::{Translator, decode, translate};
 use super::Active;
 use crate::cpu::Vcpu;
-use crate::mmu::{Access, Translation, walk};
+use crate::mmu::{Access, Rights, Translation, walk};
 
 impl Translator {
     /// The start of the block for `key`, translated if need be; the table leads there from now on.
@@ -46,7 +46,9 @@ impl Translator {
     /// Notes that the page of `key`, which is mapped as `t`, is executed.
     pub(super) fn note_executed(&mut self, vcpu: &Vcpu, active: Active, key: Key, t: &Translation) {
         self.shadow.note_executed(&vcpu.state, active.code_window, key.eip, t.gpa, t.global);
-        self.local_entries |= key.mode.paging() && !key.mode.user() && !t.global;
+        // The tables of an address space's own window are its own.
+        let shared = self.shadow.rights(active.code_window) == Some(Rights::Kernel);
+        self.local_entries |= shared && !t.global;
     }
 
     /// Links exit site `site` to `entry`, which is for EIP `at` in a page mapped as `t`, if nothing can come between them
