@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use vmm::cpu::{CpuModel, SelectionError};
-use vmm::launch::{MAX_MEMORY, MIN_MEMORY};
+use ipc::control::{MAX_MEMORY, MIN_MEMORY};
+use policy::Layer;
 
 use crate::disks::VhostUserBlk;
 
@@ -61,7 +61,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "translate", "interp"])]
     pub engine: String,
     /// Guest processor: max, then features to leave out or put back: max,-avx2,-arch-capabilities
-    #[arg(long, value_name = "MODEL", default_value = "max", value_parser = cpu)]
+    #[arg(long, value_name = "MODEL", default_value = "max")]
     pub cpu: String,
     /// End instead of starting again when the guest resets
     #[arg(long)]
@@ -72,6 +72,9 @@ pub struct RunOptions {
     /// Log as JSON lines rather than text
     #[arg(long)]
     pub json: bool,
+    /// Go on without this layer of confinement where the host lacks it; may be given several times
+    #[arg(long, value_name = "LAYER")]
+    pub allow_missing: Vec<Layer>,
     /// Where the first serial port goes: stdio, none, or a file to append to (with a / in it, if it has such a name)
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
     pub console: Console,
@@ -86,11 +89,6 @@ pub enum Console {
     None,
     /// Output is appended to this file, there is no input.
     File(PathBuf),
-}
-
-/// Checks that there is such a processor here.
-fn cpu(text: &str) -> Result<String, SelectionError> {
-    text.parse::<CpuModel>().map(|_| text.into())
 }
 
 /// Parses `stdio`, `none` or a path.

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use vmm::virtio::{MAX_BOUNCE, MIN_BOUNCE};
+use ipc::control::{DiskConfig, MAX_BOUNCE, MIN_BOUNCE};
 
 use crate::cli::byte_count;
 
@@ -39,6 +39,11 @@ impl VhostUserBlk {
             return Err("bounce: between 1M and 1G, in steps of 4K".into());
         }
         Ok(Self { socket: socket.ok_or("socket=PATH is missing")?, bounce })
+    }
+
+    /// What the vmm is told of it, as disk number `index`.
+    pub fn config(&self, index: usize) -> DiskConfig {
+        DiskConfig { name: format!("disk{index}"), bounce: self.bounce }
     }
 
     /// Connects to the back end.

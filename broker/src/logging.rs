@@ -2,9 +2,14 @@
 
 use tracing_subscriber::EnvFilter;
 
+/// The level that was asked for: `BULKHEAD_LOG`, else `info`. Confined processes send no more than this.
+pub fn filter_text() -> String {
+    std::env::var("BULKHEAD_LOG").ok().filter(|text| text.parse::<EnvFilter>().is_ok()).unwrap_or("info".into())
+}
+
 /// Starts logging. `BULKHEAD_LOG` sets the level (`info` by default), as tracing-subscriber's filters do.
 pub fn start(json: bool) {
-    let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::new(filter_text());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     // A second start (in a test) keeps the first.
     let _ = match json {

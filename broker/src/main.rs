@@ -1,13 +1,14 @@
 //! The `bulkhead` command: opens what a virtual machine needs, starts it, and stands between it and the operator.
 //!
 //! This process opens every file and hands descriptors over; it never maps guest memory and parses nothing that comes
-//! from a guest. `run` is the one subcommand so far. Exit codes are listed in [`vmm::outcome`] and by `bulkhead --help`.
+//! from a guest. `run` is the one subcommand so far. Exit codes are listed in [`ipc::outcome`] and by `bulkhead --help`.
 
 mod cli;
 mod disks;
 mod escape;
+mod heart;
+mod link;
 mod logging;
-mod pidfd;
 mod relay;
 mod resources;
 mod run;
@@ -15,11 +16,12 @@ mod signals;
 mod spawn;
 mod supervise;
 mod terminal;
+mod words;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use vmm::outcome;
+use ipc::outcome;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

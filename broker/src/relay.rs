@@ -3,9 +3,9 @@
 //! Neither direction blocks this process: output is written only when the reader is ready for it, at most [`SAFE`]
 //! bytes at a time, and while it is not, the socket fills and the guest's serial port waits. No byte is lost.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use crate::escape::{Action, Escape, HELP};
 
@@ -86,7 +86,7 @@ impl Relay {
     }
 
     /// The console socket is readable, or at its end.
-    pub fn read_console(&mut self, console: &mut File) {
+    pub fn read_console(&mut self, console: &mut UnixStream) {
         let mut buffer = [0; CHUNK];
         match console.read(&mut buffer) {
             Ok(0) => self.console_open = false,
@@ -98,7 +98,7 @@ impl Relay {
     }
 
     /// The console socket has room.
-    pub fn write_console(&mut self, console: &mut File) {
+    pub fn write_console(&mut self, console: &mut UnixStream) {
         match console.write(&self.to_guest) {
             Ok(length) => drop(self.to_guest.drain(..length)),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}

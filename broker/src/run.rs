@@ -1,8 +1,9 @@
 //! `bulkhead run`: opens, starts, watches, and says how it ended.
 
-use std::os::unix::process::ExitStatusExt;
-
-use vmm::outcome::{self, Outcome};
+use ipc::outcome::{self, Outcome};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use policy::last_words;
 
 use crate::cli::{Console, RunOptions};
 use crate::relay::Relay;
@@ -45,7 +46,9 @@ pub fn run(options: &RunOptions) -> Result<u8, RunError> {
     let mut resources = Resources::open(options)?;
     let output = resources.output.take();
     let signals = StopSignals::new().map_err(RunError::Signals)?;
-    let vmm = spawn::spawn(options, resources)?;
+    let vmm = spawn::spawn(options, &resources)?;
+    // The files are the vmm's now.
+    drop(resources);
     let stdio = options.console == Console::Stdio;
     let terminal = match stdio {
         true => RawTerminal::enter(std::io::stdin()).map_err(RunError::Terminal)?,
@@ -66,11 +69,7 @@ fn conclude(end: End, options: &RunOptions) -> Result<u8, RunError> {
         if end.killed {
             return Ok(outcome::STOPPED);
         }
-        let how = match end.status.signal() {
-            Some(signal) => format!("signal {signal}"),
-            None => format!("exit code {}", end.status.code().unwrap_or_default()),
-        };
-        return Err(RunError::Died(how));
+        return Err(RunError::Died(manner(end.status)));
     };
     match &outcome {
         Outcome::PowerOff | Outcome::DebugExit(_) => tracing::debug!("{outcome}"),
@@ -78,6 +77,19 @@ fn conclude(end: End, options: &RunOptions) -> Result<u8, RunError> {
         Outcome::Unsupported(_) | Outcome::StartFailed(_) => tracing::error!("{outcome}"),
     }
     Ok(outcome.exit_code())
+}
+
+/// How a process died. In its PID namespace a process tells of a deadly signal by its exit code.
+fn manner(status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Signaled(_, signal, _) => format!("signal {signal}"),
+        WaitStatus::Exited(_, last_words::VIOLATION) => "it broke its profile".into(),
+        WaitStatus::Exited(_, code) => match Signal::try_from(code - 128) {
+            Ok(signal) => format!("{signal}, by its own account"),
+            Err(_) => format!("exit code {code}"),
+        },
+        other => format!("{other:?}"),
+    }
 }
 
 /// Counters go to standard error: standard output is the guest's.

@@ -2,15 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use ipc::ChannelError;
+use ipc::control::{DeviceEvent, FromVmm, ToVmm};
+use ipc::outcome::{Outcome, cause_chain};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmm::launch::{LaunchError, Report, Request};
-use vmm::outcome::Outcome;
-use vmm::virtio::DeviceEvent;
+use nix::sys::wait::WaitStatus;
 
 use crate::escape::Action;
+use crate::heart::{Heart, Pulse};
 use crate::relay::Relay;
 use crate::signals::StopSignals;
 use crate::spawn::Vmm;
@@ -19,6 +20,9 @@ use crate::spawn::Vmm;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// How long the vmm may take to end after it was told to.
 const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// What is waited for at a time.
+const SOURCES: usize = 7;
 
 /// How far the operator's wish to end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +43,8 @@ pub struct End {
     /// Counters.
     pub stats: Vec<(String, u64)>,
     /// How the process ended.
-    pub status: ExitStatus,
-    /// We killed it, because it did not answer.
+    pub status: WaitStatus,
+    /// We killed it, because it did not answer or broke the protocol.
     pub killed: bool,
 }
 
@@ -52,15 +56,16 @@ pub struct Supervisor {
     ending: Ending,
     outcome: Option<Outcome>,
     stats: Vec<(String, u64)>,
-    control_open: bool,
-    status: Option<ExitStatus>,
+    link_open: bool,
+    status: Option<WaitStatus>,
+    heart: Heart,
 }
 
 impl Supervisor {
     /// Takes over a vmm that was just started.
     pub fn new(vmm: Vmm, relay: Relay, signals: StopSignals) -> Self {
-        let (outcome, stats, status) = (None, Vec::new(), None);
-        Self { vmm, relay, signals, ending: Ending::No, outcome, stats, control_open: true, status }
+        let (outcome, stats, status, heart) = (None, Vec::new(), None, Heart::new(Instant::now()));
+        Self { vmm, relay, signals, ending: Ending::No, outcome, stats, link_open: true, status, heart }
     }
 
     /// Runs until the vmm has ended and its output has been shown.
@@ -80,10 +85,11 @@ impl Supervisor {
     fn turn(&mut self) -> io::Result<()> {
         let stdin = io::stdin();
         let output = self.relay.output();
-        let sources: [(BorrowedFd<'_>, PollFlags, bool); 6] = [
+        let sources: [(BorrowedFd<'_>, PollFlags, bool); SOURCES] = [
             (self.signals.as_fd(), PollFlags::POLLIN, true),
-            (self.vmm.pidfd.as_fd(), PollFlags::POLLIN, self.status.is_none()),
-            (self.vmm.control.as_fd(), PollFlags::POLLIN, self.control_open),
+            (self.vmm.pidfd(), PollFlags::POLLIN, self.status.is_none()),
+            (self.vmm.link.as_fd(), PollFlags::POLLIN, self.link_open),
+            (self.vmm.words.as_fd(), PollFlags::POLLIN, self.vmm.words.open()),
             (self.vmm.console.as_fd(), self.console_flags(), !self.console_flags().is_empty()),
             (stdin.as_fd(), PollFlags::POLLIN, self.relay.wants_input() && self.status.is_none()),
             (output.unwrap_or(stdin.as_fd()), PollFlags::POLLOUT, output.is_some()),
@@ -94,7 +100,7 @@ impl Supervisor {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut ready = [PollFlags::empty(); 6];
+        let mut ready = [PollFlags::empty(); SOURCES];
         for (i, fd) in active.iter().zip(&fds) {
             ready[*i] = fd.revents().unwrap_or(PollFlags::empty());
         }
@@ -108,13 +114,16 @@ impl Supervisor {
         flags
     }
 
-    fn serve(&mut self, ready: [PollFlags; 6]) -> io::Result<()> {
-        let [signal, exited, control, console, input, output] = ready;
+    fn serve(&mut self, ready: [PollFlags; SOURCES]) -> io::Result<()> {
+        let [signal, exited, link, words, console, input, output] = ready;
         if !signal.is_empty() && self.signals.take().is_some() {
             self.asked_to_end();
         }
-        if !control.is_empty() {
+        if !link.is_empty() {
             self.take_reports();
+        }
+        if !words.is_empty() {
+            self.vmm.words.read();
         }
         if console.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
             self.relay.read_console(&mut self.vmm.console);
@@ -126,7 +135,7 @@ impl Supervisor {
             for action in self.relay.read_input() {
                 match action {
                     Action::Quit => self.stop(),
-                    Action::PowerButton => self.request(Request::PowerButton),
+                    Action::PowerButton => self.request(&ToVmm::PowerButton),
                     Action::Help => {}
                 }
             }
@@ -135,14 +144,14 @@ impl Supervisor {
             self.relay.write_output();
         }
         if !exited.is_empty() {
-            self.status = Some(self.vmm.child.wait()?);
+            self.status = Some(self.vmm.wait()?);
             self.take_reports();
         }
         self.check_patience()
     }
 
-    fn request(&mut self, request: Request) {
-        if let Err(error) = self.vmm.control.send(&request) {
+    fn request(&mut self, request: &ToVmm) {
+        if let Err(error) = self.vmm.link.say(request, &[]) {
             tracing::debug!("telling the vmm {request:?}: {error}");
         }
     }
@@ -152,7 +161,7 @@ impl Supervisor {
         match self.ending {
             Ending::No => {
                 tracing::info!("pressing the power button; again to stop the machine");
-                self.request(Request::PowerButton);
+                self.request(&ToVmm::PowerButton);
                 self.ending = Ending::Asked(Instant::now() + SHUTDOWN_GRACE);
             }
             Ending::Asked(_) => self.stop(),
@@ -162,7 +171,7 @@ impl Supervisor {
 
     fn stop(&mut self) {
         if !matches!(self.ending, Ending::Stopping(_) | Ending::Killed) {
-            self.request(Request::Stop);
+            self.request(&ToVmm::Stop);
             self.ending = Ending::Stopping(Instant::now() + STOP_GRACE);
         }
     }
@@ -170,14 +179,18 @@ impl Supervisor {
     /// Also gives up on output that nobody reads.
     fn kill(&mut self) {
         if self.status.is_none() {
-            // The error would be that it has ended already.
-            let _ = self.vmm.child.kill();
+            self.vmm.kill();
         }
         self.ending = Ending::Killed;
     }
 
     fn check_patience(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        match self.heart.turn(now) {
+            Pulse::Ask(number) => self.request(&ToVmm::Beat(number)),
+            Pulse::Silent(long) => tracing::warn!("the vmm has not answered for {} s", long.as_secs()),
+            Pulse::Calm => {}
+        }
         match self.ending {
             Ending::Asked(until) if now >= until => {
                 tracing::warn!("the guest has not powered off in {} s: stopping it", SHUTDOWN_GRACE.as_secs());
@@ -195,48 +208,59 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> PollTimeout {
-        match self.ending {
-            Ending::Asked(until) | Ending::Stopping(until) => {
-                let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
-                PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
-            }
-            Ending::No | Ending::Killed => PollTimeout::NONE,
-        }
+        let beat = self.heart.next();
+        let until = match self.ending {
+            Ending::Asked(until) | Ending::Stopping(until) => until.min(beat),
+            Ending::No | Ending::Killed => beat,
+        };
+        let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
+        PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
     }
 
     fn take_reports(&mut self) {
-        while self.control_open {
-            match self.vmm.control.try_receive::<Report>() {
+        while self.link_open {
+            match self.vmm.link.hear() {
                 Ok(Some(report)) => self.note(report),
                 Ok(None) => return,
+                Err(ChannelError::Closed) => self.link_open = false,
                 Err(error) => {
-                    self.control_open = false;
-                    if !matches!(error, LaunchError::Closed) {
-                        tracing::warn!("a report of the vmm: {}", vmm::outcome::cause_chain(&error));
-                    }
+                    // It is broken, or in other hands. What it says from now on is of no interest.
+                    self.link_open = false;
+                    tracing::error!("the vmm breaks its protocol and is stopped: {}", cause_chain(&error));
+                    self.kill();
                 }
             }
         }
     }
 
-    fn note(&mut self, report: Report) {
+    fn note(&mut self, report: FromVmm) {
         match report {
-            Report::Started { protocol, engine, startup_ns } => {
+            FromVmm::Started { protocol, engine, startup_ns } => {
                 tracing::debug!("{protocol} kernel on engine {engine}, started in {} us", startup_ns / 1000);
                 self.stats.insert(0, ("vmm.startup_us".into(), startup_ns / 1000));
             }
-            Report::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
-            Report::Device { name, event } => match event {
-                DeviceEvent::Lost(reason) => tracing::error!("{name}: its back end is gone: {reason}"),
-                DeviceEvent::Restored => tracing::info!("{name}: a back end serves it again"),
-                DeviceEvent::NeedsReset(reason) => {
-                    tracing::warn!("{name}: it asked the guest's driver for a reset: {reason}")
+            FromVmm::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
+            FromVmm::Device { name, event } => tell(&name, &event),
+            FromVmm::Alive(number) => {
+                if self.heart.answered(number, Instant::now()) {
+                    tracing::info!("the vmm answers again");
                 }
-            },
-            Report::Ended { outcome, stats } => {
+            }
+            FromVmm::Ended { outcome, stats } => {
                 self.outcome = Some(outcome);
                 self.stats.extend(stats);
             }
+            // Told before the guest was started; log events do not come here.
+            FromVmm::Ready { .. } | FromVmm::Log(_) => {}
         }
+    }
+}
+
+/// Tells the operator what became of a device.
+fn tell(name: &str, event: &DeviceEvent) {
+    match event {
+        DeviceEvent::Lost(reason) => tracing::error!("{name}: its back end is gone: {reason}"),
+        DeviceEvent::Restored => tracing::info!("{name}: a back end serves it again"),
+        DeviceEvent::NeedsReset(reason) => tracing::warn!("{name}: it asked the guest's driver for a reset: {reason}"),
     }
 }

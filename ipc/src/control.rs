@@ -5,15 +5,17 @@
 //!   Prepare ──────────────────────►  makes guest RAM and engine, confines itself
 //!   ◄────────────────────────────── Ready
 //!   verifies through /proc
-//!   Start + kernel, initrd, console ►
+//!   Start + kernel, initrd, console, disks ►
 //!   ◄────────────────────────────── Started, and what happens from then on
 //!   ◄────────────────────────────── Ended
 //! ```
 
+mod device;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
+pub use device::{DeviceEvent, DiskConfig, MAX_BOUNCE, MAX_DISKS, MAX_NAME, MIN_BOUNCE};
 pub use table::{Conversation, Phase};
 
 use crate::channel::{Channel, Message};
@@ -41,8 +43,8 @@ pub type VmmChannel = Channel<FromVmm, ToVmm>;
 pub enum ToVmm {
     /// What is needed before confinement. It is waiting when the vmm starts.
     Prepare(Prepare),
-    /// The vmm was found to be confined: run this. Comes with the kernel, the initrd if there is one, and the console's
-    /// stream socket, in this order; files are regular and readable.
+    /// The vmm was found to be confined: run this. Comes with the kernel, the initrd if there is one, the console's
+    /// stream socket, and the socket of each disk, in this order; files are regular and readable.
     Start(Start),
     /// Press the ACPI power button: the guest shuts down if it cares to.
     PowerButton,
@@ -59,6 +61,8 @@ pub struct Prepare {
     pub memory: u64,
     /// Name of the engine.
     pub engine: String,
+    /// The guest's processor, as the vmm's `CpuModel` parses it.
+    pub cpu: String,
     /// Which log events to send, as tracing-subscriber's filters have it.
     pub log_filter: String,
 }
@@ -76,6 +80,8 @@ pub struct Start {
     pub started_ns: u64,
     /// There is an initrd.
     pub initrd: bool,
+    /// Disks, in the order of their PCI slots.
+    pub disks: Vec<DiskConfig>,
 }
 
 /// What the vmm says to the broker. All of it is untrusted there.
@@ -102,6 +108,13 @@ pub enum FromVmm {
         /// What caused it.
         cause: String,
     },
+    /// Something became of a device's process or driver.
+    Device {
+        /// The device's name.
+        name: String,
+        /// What.
+        event: DeviceEvent,
+    },
     /// The answer to [`ToVmm::Beat`].
     Alive(u32),
     /// Something to log.
@@ -118,7 +131,7 @@ pub enum FromVmm {
 impl Message for ToVmm {
     fn descriptors(&self) -> usize {
         match self {
-            Self::Start(start) => 2 + usize::from(start.initrd),
+            Self::Start(start) => 2 + usize::from(start.initrd) + start.disks.len(),
             Self::Prepare(_) | Self::PowerButton | Self::Beat(_) | Self::Stop => 0,
         }
     }
@@ -126,11 +139,18 @@ impl Message for ToVmm {
     fn validate(&self) -> Result<(), String> {
         match self {
             Self::Prepare(prepare) => prepare.validate(),
-            Self::Start(start) if start.command_line.len() > MAX_COMMAND_LINE => {
-                Err(format!("a command line of {} bytes", start.command_line.len()))
-            }
-            _ => Ok(()),
+            Self::Start(start) => start.validate(),
+            Self::PowerButton | Self::Beat(_) | Self::Stop => Ok(()),
         }
+    }
+}
+
+impl Start {
+    fn validate(&self) -> Result<(), String> {
+        if self.command_line.len() > MAX_COMMAND_LINE {
+            return Err(format!("a command line of {} bytes", self.command_line.len()));
+        }
+        device::validate(&self.disks)
     }
 }
 
@@ -158,6 +178,7 @@ impl Message for FromVmm {
             Self::Ready { missing, .. } => missing.iter().try_for_each(|name| short(name)),
             Self::Started { protocol, engine, .. } => short(protocol).and(short(engine)),
             Self::Rebooted { cause } => short(cause),
+            Self::Device { name, event } => short(name).and(short(event.reason())),
             Self::Alive(_) => Ok(()),
             Self::Log(record) => record.validate(),
             Self::Ended { stats, .. } if stats.len() > MAX_COUNTERS => Err(format!("{} counters", stats.len())),

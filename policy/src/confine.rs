@@ -49,8 +49,8 @@ pub enum ConfineError {
     Compile(#[from] CompileError),
     #[error("a process must confine itself before it has a second thread; it has {0}")]
     Threads(usize),
-    #[error("installing the handlers for its last words")]
-    Handlers(#[source] nix::Error),
+    #[error("making a first thread")]
+    Prime(#[source] std::io::Error),
 }
 
 /// Confines the calling process. When this returns, everything but the profile's system calls on the kept descriptors is
@@ -69,6 +69,8 @@ pub fn confine(what: &Confinement<'_>) -> Result<Attestation, ConfineError> {
 
 /// Every layer but seccomp, in order. Public to the red team, which shows what each layer stops without the filter.
 pub fn shed(what: &Confinement<'_>, profile: &Profile) -> Result<Attestation, ConfineError> {
+    process::single_threaded()?;
+    process::prime_threads()?;
     process::single_threaded()?;
     let mut absent = Layers::new();
     let steps: [&dyn Fn() -> Step; 8] = [

@@ -22,7 +22,8 @@ use line::Line;
 pub const VIOLATION: i32 = 128 + libc::SIGSYS;
 
 /// Signals that mean that the process is at its end, beside SIGSYS.
-const FATAL: [Signal; 5] = [Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE];
+const FATAL: [Signal; 6] =
+    [Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE, Signal::SIGTRAP];
 
 /// What the SIGSYS handler knows of the profile.
 struct Known {

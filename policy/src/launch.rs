@@ -73,13 +73,23 @@ impl Launch<'_> {
         let program = File::open(&self.program).map_err(open)?;
         let (ours, theirs) = UnixStream::pair().map_err(LaunchError::Channel)?;
         let numbers: Vec<RawFd> = self.descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
-        let (namespaces, missing) = self.namespaces()?;
-        let mapped = namespaces.contains(CloneFlags::CLONE_NEWUSER);
-        let plan = Plan::new(&program, &self.arguments, &self.environment, &numbers, mapped);
-        let (pid, pidfd) = child::start(&plan, namespaces, ours.as_fd(), theirs.as_fd()).map_err(LaunchError::Clone)?;
+        let start = |namespaces: CloneFlags| {
+            let mapped = namespaces.contains(CloneFlags::CLONE_NEWUSER);
+            let plan = Plan::new(&program, &self.arguments, &self.environment, &numbers, mapped);
+            child::start(&plan, namespaces, ours.as_fd(), theirs.as_fd())
+        };
+        let all = Layer::NAMESPACES.into_iter().map(flag).collect::<CloneFlags>();
+        let (namespaces, missing, made) = match start(all) {
+            Ok(made) => (all, Layers::new(), made),
+            Err(error) => {
+                let (namespaces, missing) = self.obtainable(error)?;
+                (namespaces, missing, start(namespaces).map_err(LaunchError::Clone)?)
+            }
+        };
         drop(theirs);
+        let (pid, pidfd) = made;
         let launched = Launched { pid, pidfd, missing };
-        match Self::accompany(ours, pid, mapped) {
+        match Self::accompany(ours, pid, namespaces.contains(CloneFlags::CLONE_NEWUSER)) {
             Ok(()) => Ok(launched),
             Err(error) => {
                 launched.reap();
@@ -103,10 +113,9 @@ impl Launch<'_> {
         }
     }
 
-    /// The namespaces to be had: all of them, or all but those whose absence is tolerated.
-    fn namespaces(&self) -> Result<(CloneFlags, Layers), LaunchError> {
-        let all = Layer::NAMESPACES.into_iter().map(flag).collect::<CloneFlags>();
-        let Err(first) = child::probe(all) else { return Ok((all, Layers::new())) };
+    /// The namespaces to be had one by one, when all of them together failed with `error`: those that cannot be made must
+    /// be tolerated.
+    fn obtainable(&self, error: nix::Error) -> Result<(CloneFlags, Layers), LaunchError> {
         let (mut flags, mut missing) = (CloneFlags::empty(), Layers::new());
         for layer in Layer::NAMESPACES {
             match child::probe(flags | flag(layer)) {
@@ -116,14 +125,19 @@ impl Launch<'_> {
             }
         }
         // What failed together and works one by one is no missing layer.
-        if missing.is_empty() { Err(LaunchError::Clone(first)) } else { Ok((flags, missing)) }
+        if missing.is_empty() { Err(LaunchError::Clone(error)) } else { Ok((flags, missing)) }
     }
 }
 
 impl Launched {
+    /// Sends SIGKILL.
+    pub fn kill(&self) {
+        child::kill(self.pidfd.as_fd());
+    }
+
     /// Ends it and waits for its end, however long that takes.
     pub fn reap(&self) {
-        child::kill(self.pidfd.as_fd());
+        self.kill();
         // The error would be that somebody waited before.
         let _ = waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED);
     }

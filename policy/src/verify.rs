@@ -49,6 +49,10 @@ pub enum VerifyError {
     Form { path: String, line: String },
     #[error("process {pid} lacks the layer `{layer}`: {found}. Remedy: {}; or accept it with --allow-missing {layer}", layer.remedy())]
     Lacks { pid: Pid, layer: Layer, found: String },
+    #[error("process {pid} holds descriptors {found:?}; expected were {expected:?}")]
+    Descriptors { pid: Pid, found: Vec<String>, expected: Vec<String> },
+    #[error("process {pid} has {found} threads before it was given anything; one was expected")]
+    Threads { pid: Pid, found: usize },
 }
 
 impl Verified {
@@ -91,6 +95,23 @@ impl Verified {
         }
     }
 
+    /// Judges its descriptors: exactly one for each of `expected`, which are beginnings of what /proc calls them.
+    pub fn check_descriptors(&self, expected: &[&str]) -> Result<(), VerifyError> {
+        if accounted_for(self.descriptors.values().map(String::as_str), expected) {
+            return Ok(());
+        }
+        let found = self.descriptors.values().cloned().collect();
+        Err(VerifyError::Descriptors { pid: self.pid, found, expected: expected.iter().map(|e| (*e).into()).collect() })
+    }
+
+    /// Judges its threads: what it did with one thread holds for all that it makes later.
+    pub fn check_single_threaded(&self) -> Result<(), VerifyError> {
+        match self.threads.len() {
+            1 => Ok(()),
+            found => Err(VerifyError::Threads { pid: self.pid, found }),
+        }
+    }
+
     /// Everything that is not as it must be.
     pub fn findings(&self) -> Vec<(Layer, String)> {
         let mut findings: Vec<(Layer, String)> = Layer::NAMESPACES
@@ -117,6 +138,17 @@ impl Verified {
 /// (proc(5)). A whole process that ended is noticed by the looks that follow.
 fn has_ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// True if each of `found` begins with one of `expected`, and none is left. The longest beginning is taken: a shorter one is
+/// left for what has no other.
+fn accounted_for<'a>(mut found: impl Iterator<Item = &'a str>, expected: &[&str]) -> bool {
+    let mut left = expected.to_vec();
+    let known = found.all(|found| {
+        let fitting = (0..left.len()).filter(|place| found.starts_with(left[*place]));
+        fitting.max_by_key(|place| left[*place].len()).map(|place| left.swap_remove(place)).is_some()
+    });
+    known && left.is_empty()
 }
 
 /// The names in a directory, with what each links to ("" if it is no link).
@@ -208,6 +240,16 @@ mod tests {
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(looks.iter().all(|look| matches!(look, Ok(2..))), "{looks:?}");
         });
+    }
+
+    #[test]
+    fn descriptors_are_exactly_those_expected_in_any_order() {
+        let holds = |found: &[&str]| accounted_for(found.iter().copied(), &["/dev/null", "/memfd:", "/", "socket:"]);
+        assert!(holds(&["/dev/null", "/memfd:ram", "/boot/kernel", "socket:[7]"]));
+        assert!(holds(&["socket:[7]", "/boot/kernel", "/memfd:ram", "/dev/null"]));
+        assert!(!holds(&["/dev/null", "/memfd:ram", "/boot/kernel"]), "one is missing");
+        assert!(!holds(&["/dev/null", "/memfd:ram", "/boot/kernel", "socket:[7]", "socket:[8]"]), "one too many");
+        assert!(!holds(&["/dev/null", "/memfd:ram", "/boot/kernel", "pipe:[7]"]), "another one");
     }
 
     /// A process that is not confined at all: the verifier itself.

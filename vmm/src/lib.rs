@@ -12,8 +12,9 @@ pub mod chipset;
 pub mod cpu;
 pub mod engine;
 pub mod inherit;
-pub mod launch;
 pub mod machine;
 pub mod mmu;
+pub mod uplink;
 pub mod virtio;
+
 pub use ipc::outcome;

@@ -55,10 +55,11 @@ const TO_VMM: [Row; 5] = [
 const ENDS: &[(Phase, Option<Phase>)] =
     &[(Confining, Some(Ended)), (Confined, Some(Ended)), (Starting, Some(Ended)), (Running, Some(Ended))];
 
-const FROM_VMM: [Row; 6] = [
+const FROM_VMM: [Row; 7] = [
     ("Ready", &[(Confining, Some(Confined))]),
     ("Started", &[(Starting, Some(Running))]),
     ("Rebooted", &[(Running, None)]),
+    ("Device", STARTED),
     ("Alive", STARTED),
     ("Log", ANY_TIME),
     ("Ended", ENDS),
@@ -79,9 +80,10 @@ fn row_from(message: &FromVmm) -> &'static Row {
         FromVmm::Ready { .. } => &FROM_VMM[0],
         FromVmm::Started { .. } => &FROM_VMM[1],
         FromVmm::Rebooted { .. } => &FROM_VMM[2],
-        FromVmm::Alive(_) => &FROM_VMM[3],
-        FromVmm::Log(_) => &FROM_VMM[4],
-        FromVmm::Ended { .. } => &FROM_VMM[5],
+        FromVmm::Device { .. } => &FROM_VMM[3],
+        FromVmm::Alive(_) => &FROM_VMM[4],
+        FromVmm::Log(_) => &FROM_VMM[5],
+        FromVmm::Ended { .. } => &FROM_VMM[6],
     }
 }
 

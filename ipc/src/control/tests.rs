@@ -4,11 +4,20 @@ use super::*;
 use crate::frame::{decode, encode};
 
 fn prepare() -> ToVmm {
-    ToVmm::Prepare(Prepare { memory: 512 << 20, engine: "auto".into(), log_filter: "info".into() })
+    ToVmm::Prepare(Prepare { memory: 512 << 20, engine: "auto".into(), cpu: "max".into(), log_filter: "info".into() })
 }
 
 fn start(initrd: bool) -> ToVmm {
-    ToVmm::Start(Start { command_line: "quiet".into(), no_reboot: false, stats: true, started_ns: 7, initrd })
+    start_with(initrd, &[])
+}
+
+fn start_with(initrd: bool, disks: &[DiskConfig]) -> ToVmm {
+    let (command_line, disks) = ("quiet".into(), disks.to_vec());
+    ToVmm::Start(Start { command_line, no_reboot: false, stats: true, started_ns: 7, initrd, disks })
+}
+
+fn disk(name: &str, bounce: u64) -> DiskConfig {
+    DiskConfig { name: name.into(), bounce }
 }
 
 fn ready() -> FromVmm {
@@ -29,9 +38,16 @@ fn log() -> FromVmm {
 
 /// Every message of each kind.
 fn all() -> (Vec<ToVmm>, Vec<FromVmm>) {
-    let to = vec![prepare(), start(true), ToVmm::PowerButton, ToVmm::Beat(1), ToVmm::Stop];
+    let to = vec![
+        prepare(),
+        start_with(true, &[disk("disk0", MIN_BOUNCE)]),
+        ToVmm::PowerButton,
+        ToVmm::Beat(1),
+        ToVmm::Stop,
+    ];
     let rebooted = FromVmm::Rebooted { cause: "reset".into() };
-    (to, vec![ready(), started(), rebooted, FromVmm::Alive(1), log(), ended()])
+    let device = FromVmm::Device { name: "disk0".into(), event: DeviceEvent::Lost("it hung up".into()) };
+    (to, vec![ready(), started(), rebooted, device, FromVmm::Alive(1), log(), ended()])
 }
 
 /// Puts a conversation into `phase` by the only way there is.
@@ -61,13 +77,13 @@ const PHASES: [Phase; 6] =
 #[test]
 fn each_message_is_permitted_where_it_belongs_and_nowhere_else() {
     let (to, from) = all();
-    let letters = ["P", "S", "b", "h", "x", "R", "s", "r", "a", "l", "E"];
+    let letters = ["P", "S", "b", "h", "x", "R", "s", "r", "d", "a", "l", "E"];
     let permitted = PHASES.map(|phase| {
         let to = to.iter().map(|m| at(phase).to_vmm(m).is_ok());
         let from = from.iter().map(|m| at(phase).from_vmm(m).is_ok());
         to.chain(from).zip(letters).filter(|(ok, _)| *ok).map(|(_, letter)| letter).collect::<String>()
     });
-    assert_eq!(permitted, ["P", "xRlE", "SxlE", "bhxsalE", "bhxralE", ""]);
+    assert_eq!(permitted, ["P", "xRlE", "SxlE", "bhxsdalE", "bhxrdalE", ""]);
 }
 
 #[test]
@@ -80,7 +96,9 @@ fn a_message_out_of_state_says_so_and_changes_nothing() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    let prepare = |memory| ToVmm::Prepare(Prepare { memory, engine: String::new(), log_filter: String::new() });
+    let prepare = |memory| {
+        ToVmm::Prepare(Prepare { memory, engine: String::new(), cpu: String::new(), log_filter: String::new() })
+    };
     for memory in [0, 4096, (1 << 20) + 1, MAX_MEMORY + 4096, u64::MAX] {
         assert!(prepare(memory).validate().is_err(), "{memory}");
     }
@@ -94,8 +112,29 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn disks_that_make_no_sense_are_refused() {
+    let refused = |disks: &[DiskConfig]| start_with(false, disks).validate().unwrap_err();
+    let most: Vec<DiskConfig> = (0..MAX_DISKS).map(|index| disk(&index.to_string(), MAX_BOUNCE)).collect();
+    assert_eq!(start_with(true, &most).validate(), Ok(()));
+    assert!(refused(&[&most[..], &[disk("one more", MIN_BOUNCE)]].concat()).contains("17 disks"));
+    assert!(refused(&[disk("a", MIN_BOUNCE), disk("a", MIN_BOUNCE)]).contains("distinct"));
+    assert!(refused(&[disk("", MIN_BOUNCE)]).contains("32 bytes"));
+    assert!(refused(&[disk(&"x".repeat(MAX_NAME + 1), MIN_BOUNCE)]).contains("32 bytes"));
+    for bounce in [0, 4096, MIN_BOUNCE + 1, MAX_BOUNCE + 4096, u64::MAX] {
+        assert!(refused(&[disk("a", bounce)]).contains("bounce"), "{bounce}");
+    }
+    let long = "x".repeat(MAX_TEXT + 1);
+    let device = |name: &str, event| FromVmm::Device { name: name.into(), event }.validate();
+    assert!(device("disk0", DeviceEvent::Restored).is_ok() && device(&long, DeviceEvent::Restored).is_err());
+    assert!(device("disk0", DeviceEvent::Lost(long.clone())).is_err());
+    assert!(device("disk0", DeviceEvent::NeedsReset(long)).is_err());
+}
+
+#[test]
 fn descriptors_are_those_that_the_message_names() {
     assert_eq!((start(false).descriptors(), start(true).descriptors()), (2, 3));
+    let disks = [disk("disk0", MIN_BOUNCE), disk("disk1", MAX_BOUNCE)];
+    assert_eq!((start_with(false, &disks[..1]).descriptors(), start_with(true, &disks).descriptors()), (3, 5));
     let (to, from) = all();
     assert!(to.iter().filter(|m| !matches!(m, ToVmm::Start(_))).all(|m| m.descriptors() == 0));
     assert!(from.iter().all(|m| m.descriptors() == 0));
@@ -114,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_bit_is_an_error_or_another_message(which in 0usize..6, place in any::<proptest::sample::Index>(), bit in 0u8..8) {
+    fn a_changed_bit_is_an_error_or_another_message(which in 0usize..7, place in any::<proptest::sample::Index>(), bit in 0u8..8) {
         let message = &all().1[which];
         let mut bytes = encode(message, 3).unwrap();
         let place = place.index(bytes.len());
@@ -126,7 +165,7 @@ proptest! {
 
     /// No order of messages whatever brings a conversation back from its end, or to a start without being ready.
     #[test]
-    fn no_order_of_messages_skips_a_state(order in proptest::collection::vec((any::<bool>(), 0usize..6), 0..40)) {
+    fn no_order_of_messages_skips_a_state(order in proptest::collection::vec((any::<bool>(), 0usize..7), 0..40)) {
         let (to, from) = all();
         let mut c = Conversation::default();
         let place = |c: &Conversation| PHASES.iter().position(|p| *p == c.phase()).unwrap();

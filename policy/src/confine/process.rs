@@ -1,6 +1,8 @@
 //! Attributes of the process itself: limits, capabilities, no_new_privs, speculation.
 #![allow(unsafe_code)]
 
+use std::time::{Duration, Instant};
+
 use caps::CapSet;
 use nix::errno::Errno;
 use nix::sys::resource::setrlimit;
@@ -9,14 +11,31 @@ use super::{ConfineError, Step, missing};
 use crate::layer::Layer;
 use crate::profile::{Limits, Speculation};
 
+/// How long a thread that has ended may stay listed.
+const GONE: Duration = Duration::from_secs(5);
+
+/// Makes a thread and waits until it is gone. With its first thread the C library takes two signals for itself, which it
+/// cannot when changing handlers is denied.
+pub fn prime_threads() -> Result<(), ConfineError> {
+    let primed = std::thread::Builder::new().spawn(|| {}).map(|thread| drop(thread.join()));
+    primed.map_err(ConfineError::Prime)?;
+    let deadline = Instant::now() + GONE;
+    // A joined thread is still listed for a moment.
+    while threads() > 1 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
 /// A filter holds for the threads made after it: there must be no other before.
 pub fn single_threaded() -> Result<(), ConfineError> {
-    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
-        Ok(1) => Ok(()),
-        Ok(count) => Err(ConfineError::Threads(count)),
-        // Without /proc the process cannot tell; the broker counts again before it hands anything over.
-        Err(_) => Ok(()),
-    }
+    let count = threads();
+    if count > 1 { Err(ConfineError::Threads(count)) } else { Ok(()) }
+}
+
+/// How many threads there are. Without /proc the process cannot tell, and answers 0; the broker counts again.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
 /// Sets hard and soft limits alike, so that they cannot be raised again.

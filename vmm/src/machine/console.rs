@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 
 use crate::chipset::Board;
@@ -27,14 +26,10 @@ pub struct Console {
 }
 
 impl Console {
-    /// Takes the descriptor, a stream socket, and makes it non-blocking. None discards output.
-    pub fn new(stream: Option<OwnedFd>) -> nix::Result<Self> {
-        if let Some(fd) = &stream {
-            let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
-            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        }
-        let stream = stream.map(File::from);
-        Ok(Self { stream, output: Vec::new(), written: 0, input: Vec::new(), at_end: false })
+    /// Takes the descriptor, a stream socket that the broker made non-blocking: this process may not change the flags of
+    /// what it holds. None discards output.
+    pub fn new(stream: Option<OwnedFd>) -> Self {
+        Self { stream: stream.map(File::from), output: Vec::new(), written: 0, input: Vec::new(), at_end: false }
     }
 
     /// The descriptor and what to poll it for; None while there is nothing to wait for.

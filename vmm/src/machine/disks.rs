@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use crate::chipset::{Board, platform};
 use crate::cpu::Lines;
-use crate::launch::{Channel, Report};
 use crate::mmu::GuestRam;
 use crate::outcome::cause_chain;
+use crate::uplink::Uplink;
 use crate::virtio::{Assigned, Block, Command, Event, FrontEnd, Kind, Parts, Pins, Port, VirtioPci, Wanted};
+use ipc::control::{DiskConfig, FromVmm};
 
 /// How long a disk's process may take to shake hands when the machine starts.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -18,14 +19,12 @@ const QUEUES: u16 = 1;
 /// Bytes of address space between the BARs of two slots.
 const BAR_STEP: u32 = 1 << 20;
 
-/// A disk, as the launch message describes it.
+/// A disk, as it came with the start message.
 pub struct Disk {
-    /// Its name.
-    pub name: String,
+    /// What it is.
+    pub config: DiskConfig,
     /// The connected vhost-user socket.
     pub socket: OwnedFd,
-    /// Bytes of bounce region.
-    pub bounce: u64,
 }
 
 /// Why a disk cannot be used.
@@ -67,7 +66,7 @@ pub struct Host<'a> {
     pub ram: &'a Arc<GuestRam>,
     pub board: &'a Arc<Board>,
     pub lines: &'a Arc<Lines>,
-    pub control: &'a Arc<Channel>,
+    pub uplink: &'a Arc<Uplink>,
 }
 
 /// Attaches `disks` in the order of their slots. Their processes shake hands all at the same time.
@@ -84,11 +83,12 @@ pub fn attach(disks: Vec<Disk>, host: &Host<'_>) -> Result<Vec<Arc<VirtioPci>>, 
 fn connect(disk: Disk, lines: &Arc<Lines>) -> Result<(String, FrontEnd), DiskError> {
     let lines = lines.clone();
     let port = Arc::new(Port::new(Box::new(move || lines.request())));
-    let wanted = Wanted { queues: QUEUES, config_size: Block.config_size(), bounce: disk.bounce };
-    let front_end = FrontEnd::new(&disk.name, wanted, port)
-        .map_err(|source| DiskError::Threads { name: disk.name.clone(), source })?;
+    let wanted = Wanted { queues: QUEUES, config_size: Block.config_size(), bounce: disk.config.bounce };
+    let name = disk.config.name;
+    let front_end =
+        FrontEnd::new(&name, wanted, port).map_err(|source| DiskError::Threads { name: name.clone(), source })?;
     front_end.send(Command::Adopt { serial: 0, socket: disk.socket });
-    Ok((disk.name, front_end))
+    Ok((name, front_end))
 }
 
 fn plug(
@@ -104,10 +104,10 @@ fn plug(
         Some(Event::Lost { reason, .. }) => return Err(DiskError::Refused { name, reason }),
         _ => return Err(DiskError::Silent(name)),
     };
-    let (control, called) = (host.control.clone(), name.clone());
+    let (uplink, called) = (host.uplink.clone(), name.clone());
     let report = move |event| {
-        let report = Report::Device { name: called.clone(), event };
-        if let Err(error) = control.send(&report) {
+        let report = FromVmm::Device { name: called.clone(), event };
+        if let Err(error) = uplink.say(&report) {
             tracing::debug!("reporting to the broker: {}", cause_chain(&error));
         }
     };

@@ -1,10 +1,11 @@
-//! The thread beside the processor: console and control channel. It never waits for the processor, so the operator's
-//! stop is served whatever the guest does. Timers are not its business: they interrupt the processor's own thread.
+//! The thread beside the processor: console and uplink. It never waits for the processor, so the operator's stop is served
+//! whatever the guest does. Timers are not its business: they interrupt the processor's own thread.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use ipc::control::{FromVmm, ToVmm};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -13,7 +14,7 @@ use super::alarm::Alarm;
 use super::console::Console;
 use crate::chipset::Board;
 use crate::cpu::Lines;
-use crate::launch::{Channel, Request};
+use crate::uplink::Uplink;
 
 /// What the processor's thread and the I/O thread share.
 pub struct Shared {
@@ -97,21 +98,21 @@ impl Shared {
 }
 
 /// Runs until the machine has ended and its output is written, or the operator cares no more.
-pub fn run(shared: &Shared, board: &Board, control: &Channel, mut console: Console) {
-    let mut control_open = true;
+pub fn run(shared: &Shared, board: &Board, uplink: &Uplink, mut console: Console) {
+    let mut uplink_open = true;
     loop {
         let ended = shared.ended.load(Ordering::Acquire);
         console.pump(board, false);
         if ended && (!console.pending() || shared.stopped()) {
             return;
         }
-        let ready = wait(shared, control_open.then_some(control), &console);
+        let ready = wait(shared, uplink_open.then_some(uplink), &console);
         let Some([wake, orders, stream]) = ready else { continue };
         if !wake.is_empty() {
             let _ = shared.wake.read();
         }
         if !orders.is_empty() {
-            control_open = obey(shared, board, control);
+            uplink_open = obey(shared, board, uplink);
         }
         if stream.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
             console.pump(board, true);
@@ -119,14 +120,14 @@ pub fn run(shared: &Shared, board: &Board, control: &Channel, mut console: Conso
     }
 }
 
-/// Waits for any of wake, control and console. None if a signal came first.
-fn wait(shared: &Shared, control: Option<&Channel>, console: &Console) -> Option<[PollFlags; 3]> {
+/// Waits for any of wake, uplink and console. None if a signal came first.
+fn wait(shared: &Shared, uplink: Option<&Uplink>, console: &Console) -> Option<[PollFlags; 3]> {
     let input = PollFlags::POLLIN;
     let mut places = vec![0];
     let mut fds = vec![PollFd::new(shared.wake.as_fd(), input)];
-    if let Some(control) = control {
+    if let Some(uplink) = uplink {
         places.push(1);
-        fds.push(PollFd::new(control.as_fd(), input));
+        fds.push(PollFd::new(uplink.as_fd(), input));
     }
     if let Some((fd, flags)) = console.interest() {
         places.push(2);
@@ -146,11 +147,16 @@ fn wait(shared: &Shared, control: Option<&Channel>, console: &Console) -> Option
 }
 
 /// Carries out what the broker asks for. False once it is gone, which is a stop.
-fn obey(shared: &Shared, board: &Board, control: &Channel) -> bool {
-    match control.try_receive::<Request>() {
-        Ok(Some(Request::PowerButton)) => board.press_power_button(),
-        Ok(Some(Request::Stop)) => shared.stop(),
-        Ok(None) => {}
+fn obey(shared: &Shared, board: &Board, uplink: &Uplink) -> bool {
+    match uplink.poll() {
+        Ok(Some((ToVmm::PowerButton, _))) => board.press_power_button(),
+        Ok(Some((ToVmm::Beat(number), _))) => {
+            // A broker that does not read is told nothing; it asks again.
+            let _ = uplink.say(&FromVmm::Alive(number));
+        }
+        Ok(Some((ToVmm::Stop, _))) => shared.stop(),
+        // What the table does not permit while the guest runs was an error before it came here.
+        Ok(Some((ToVmm::Prepare(_) | ToVmm::Start(_), _)) | None) => {}
         Err(error) => {
             tracing::debug!("control channel: {error}");
             shared.stop();

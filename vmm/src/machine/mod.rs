@@ -7,6 +7,7 @@
 mod alarm;
 mod console;
 mod disks;
+mod foundation;
 mod io;
 mod kick;
 
@@ -19,15 +20,17 @@ use crate::boot::tables::{self, Topology};
 use crate::boot::{BootError, Payload};
 use crate::chipset::{Board, BoardConfig, BoardEvent, Clock, Hook, Hooks};
 use crate::cpu::{CpuModel, CpuState, Lines, Vcpu, eflags, host_tsc, seg};
-use crate::engine::{self, Engine, EngineError, Exit};
-use crate::launch::{Channel, Report};
+use crate::engine::{Engine, EngineError, Exit};
 use crate::mmu::{FRAME_SIZE, Flush, GuestRam, RamError};
 use crate::outcome::{Outcome, cause_chain};
+use crate::uplink::Uplink;
 use crate::virtio::{Dma, VirtioPci};
 use console::Console;
 use disks::Host;
 pub use disks::{Disk, DiskError};
+pub use foundation::Foundation;
 use io::Shared;
+use ipc::control::FromVmm;
 
 /// A20 masked: address bit 20 reads as zero.
 const A20_MASKED: u32 = !(1 << 20);
@@ -52,12 +55,8 @@ pub enum MachineError {
 
 /// What a machine is made of.
 pub struct Parts {
-    /// Guest RAM in bytes.
-    pub memory: u64,
     /// The kernel and what goes along.
     pub payload: Payload,
-    /// Name of what executes guest code.
-    pub engine: String,
     /// What the guest's processor is.
     pub cpu: CpuModel,
     /// The first serial port's stream socket.
@@ -65,7 +64,7 @@ pub struct Parts {
     /// Disks, in the order of their slots.
     pub disks: Vec<Disk>,
     /// Requests in, reports out.
-    pub control: Arc<Channel>,
+    pub uplink: Arc<Uplink>,
     /// A reset ends the machine.
     pub no_reboot: bool,
     /// When starting began, CLOCK_MONOTONIC in nanoseconds.
@@ -80,7 +79,7 @@ pub struct Machine {
     engine: Box<dyn Engine>,
     payload: Payload,
     shared: Arc<Shared>,
-    control: Arc<Channel>,
+    uplink: Arc<Uplink>,
     console: Option<Console>,
     devices: Vec<Arc<VirtioPci>>,
     no_reboot: bool,
@@ -98,14 +97,11 @@ struct Counters {
 }
 
 impl Machine {
-    /// Assembles the machine and loads the guest.
-    pub fn new(parts: Parts) -> Result<Self, MachineError> {
-        let ram = Arc::new(GuestRam::new(parts.memory)?);
-        let engine = engine::create(&parts.engine, &ram)?;
-        let lines = Arc::new(Lines::default());
-        let shared = Arc::new(Shared::new(lines.clone())?);
+    /// Assembles the machine on its foundation and loads the guest.
+    pub fn new(foundation: Foundation, parts: Parts) -> Result<Self, MachineError> {
+        let Foundation { ram, engine, lines, shared } = foundation;
         let board = Self::board(&ram, &lines, &shared);
-        let host = Host { ram: &ram, board: &board, lines: &lines, control: &parts.control };
+        let host = Host { ram: &ram, board: &board, lines: &lines, uplink: &parts.uplink };
         let devices = disks::attach(parts.disks, &host)?;
         let mut vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
         vcpu.model = parts.cpu;
@@ -116,8 +112,8 @@ impl Machine {
             engine,
             payload: parts.payload,
             shared,
-            control: parts.control,
-            console: Some(Console::new(parts.console)?),
+            uplink: parts.uplink,
+            console: Some(Console::new(parts.console)),
             devices,
             no_reboot: parts.no_reboot,
             started_ns: parts.started_ns,
@@ -163,19 +159,17 @@ impl Machine {
             Err(error) => Outcome::StartFailed(cause_chain(&error)),
         };
         let stats = if stats { self.stats() } else { Vec::new() };
-        self.report(Report::Ended { outcome: outcome.clone(), stats });
+        self.report(&FromVmm::Ended { outcome: outcome.clone(), stats });
         outcome
     }
 
     fn start_io(&mut self) -> Result<thread::JoinHandle<()>, MachineError> {
-        kick::install()?;
         kick::adopt(&self.vcpu.lines);
-        self.shared.set_alarm()?;
-        let (shared, board, control) = (self.shared.clone(), self.board.clone(), self.control.clone());
-        let console = self.console.take().map_or_else(|| Console::new(None), Ok)?;
+        let (shared, board, uplink) = (self.shared.clone(), self.board.clone(), self.uplink.clone());
+        let console = self.console.take().unwrap_or_else(|| Console::new(None));
         thread::Builder::new()
             .name("io".into())
-            .spawn(move || io::run(&shared, &board, &control, console))
+            .spawn(move || io::run(&shared, &board, &uplink, console))
             .map_err(MachineError::Thread)
     }
 
@@ -183,7 +177,7 @@ impl Machine {
     fn execute(&mut self) -> Outcome {
         self.vcpu.lines.set_thread(nix::unistd::gettid().as_raw());
         self.counters.startup_ns = self.board.clock().now().saturating_sub(self.started_ns);
-        self.report(Report::Started {
+        self.report(&FromVmm::Started {
             protocol: self.payload.protocol().into(),
             engine: self.engine.name().into(),
             startup_ns: self.counters.startup_ns,
@@ -286,7 +280,7 @@ impl Machine {
             return Some(Outcome::Reset(cause.into()));
         }
         self.counters.resets += 1;
-        self.report(Report::Rebooted { cause: cause.into() });
+        self.report(&FromVmm::Rebooted { cause: cause.into() });
         self.board.reset();
         // Events of the old life concern nobody.
         while self.board.take_event().is_some() {}
@@ -314,8 +308,8 @@ impl Machine {
         self.shared.keep_time(&self.board);
     }
 
-    fn report(&self, report: Report) {
-        if let Err(error) = self.control.send(&report) {
+    fn report(&self, report: &FromVmm) {
+        if let Err(error) = self.uplink.say(report) {
             tracing::debug!("reporting to the broker: {}", cause_chain(&error));
         }
     }

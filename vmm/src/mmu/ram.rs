@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use memfd::{FileSeal, MemfdOptions};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 /// log2 of the size of a page frame.
@@ -26,10 +25,8 @@ const FOUR_GIB: u64 = 1 << 32;
 pub enum RamError {
     #[error("guest RAM of {0} bytes: the size must be a multiple of 4 KiB between 1 MiB and 64 GiB")]
     Size(u64),
-    #[error("creating the guest RAM memfd")]
-    Create(#[source] memfd::Error),
-    #[error("setting the guest RAM memfd to {size} bytes")]
-    Resize { size: u64, source: std::io::Error },
+    #[error("making guest RAM")]
+    Create(#[from] ipc::shm::ShmError),
     #[error("mapping {size} bytes of guest RAM: is RLIMIT_AS or vm.overcommit_memory in the way?")]
     Map { size: u64, source: nix::Error },
 }
@@ -58,14 +55,7 @@ impl GuestRam {
         if !(1 << 20..=64 << 30).contains(&size) || !size.is_multiple_of(FRAME_SIZE as u64) {
             return Err(RamError::Size(size));
         }
-        let memfd = MemfdOptions::default()
-            .close_on_exec(true)
-            .allow_sealing(true)
-            .create("guest-ram")
-            .map_err(RamError::Create)?;
-        memfd.as_file().set_len(size).map_err(|source| RamError::Resize { size, source })?;
-        memfd.add_seals(&[FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal]).map_err(RamError::Create)?;
-        let file = memfd.into_file();
+        let file = ipc::shm::sealed("guest-ram", size)?;
         let length = std::num::NonZeroUsize::new(size as usize).ok_or(RamError::Size(size))?;
         // SAFETY: a fresh shared mapping at an address the kernel chooses; nothing else is replaced.
         let base =

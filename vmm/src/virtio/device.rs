@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use ipc::control::DeviceEvent;
 
 use super::chain::GuestError;
 use super::device_ring::PeerError;
@@ -42,17 +42,6 @@ const COMPLAINTS: u32 = 8;
 
 /// What the machine is told of a device.
 pub type Report = Box<dyn Fn(DeviceEvent) + Send + Sync>;
-
-/// What became of a device's process or driver.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeviceEvent {
-    /// The process behind it is gone or was dropped, for this reason. Requests wait for another.
-    Lost(String),
-    /// A process is behind it again.
-    Restored,
-    /// It asks its driver for a reset, for this reason.
-    NeedsReset(String),
-}
 
 /// A connection with its bounce region.
 struct Peer {

@@ -29,9 +29,9 @@ mod region;
 mod shadow;
 
 pub use block::Block;
-pub use device::{DeviceEvent, Parts, Report, VirtioPci};
+pub use device::{Parts, Report, VirtioPci};
 pub use dma::Dma;
 pub use front_end::{Command, Event, FrontEnd, Port, Wanted};
+pub use ipc::control::DeviceEvent;
 pub use kind::Kind;
 pub use pci::{Assigned, Pins};
-pub use region::{MAX_SIZE as MAX_BOUNCE, MIN_SIZE as MIN_BOUNCE};

@@ -10,6 +10,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 
+use ipc::control::{MAX_BOUNCE, MIN_BOUNCE};
 use memfd::{FileSeal, MemfdOptions};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
@@ -25,10 +26,6 @@ pub const PER_CHAIN: u16 = 4;
 pub const CHAINS: u16 = RING / PER_CHAIN;
 /// Bytes in a chain's slot for its first readable bytes, and as many for its last writable ones.
 pub const SLOT_HALF: u32 = 32;
-/// Least and most bytes of a region.
-pub const MIN_SIZE: u64 = 1 << 20;
-/// See [`MIN_SIZE`].
-pub const MAX_SIZE: u64 = 1 << 30;
 
 const CONTROL_PAGES: u64 = 4;
 
@@ -71,7 +68,7 @@ unsafe impl Shared for Region {
 impl Region {
     /// Makes a zeroed region of `size` bytes.
     pub fn new(size: u64) -> Result<Self, RegionError> {
-        if !(MIN_SIZE..=MAX_SIZE).contains(&size) || !size.is_multiple_of(PAGE) {
+        if !(MIN_BOUNCE..=MAX_BOUNCE).contains(&size) || !size.is_multiple_of(PAGE) {
             return Err(RegionError::Size(size));
         }
         let memfd = MemfdOptions::default()
@@ -161,14 +158,14 @@ mod tests {
 
     #[test]
     fn nothing_outside_the_region_is_reached() {
-        let region = Region::new(MIN_SIZE).unwrap();
-        assert_eq!(region.write(MIN_SIZE - 4, &[1, 2, 3, 4]), Some(()));
-        assert_eq!(region.read::<4>(MIN_SIZE - 4), Some([1, 2, 3, 4]));
-        assert_eq!(region.read::<4>(MIN_SIZE - 3), None);
+        let region = Region::new(MIN_BOUNCE).unwrap();
+        assert_eq!(region.write(MIN_BOUNCE - 4, &[1, 2, 3, 4]), Some(()));
+        assert_eq!(region.read::<4>(MIN_BOUNCE - 4), Some([1, 2, 3, 4]));
+        assert_eq!(region.read::<4>(MIN_BOUNCE - 3), None);
         assert_eq!(region.write(u64::MAX - 1, &[0; 4]), None);
-        assert_eq!(region.load_u16(MIN_SIZE - 4), Some(0x0201));
+        assert_eq!(region.load_u16(MIN_BOUNCE - 4), Some(0x0201));
         assert_eq!(region.load_u16(1), None, "not aligned");
-        assert!(matches!(Region::new(MIN_SIZE + 1), Err(RegionError::Size(_))));
+        assert!(matches!(Region::new(MIN_BOUNCE + 1), Err(RegionError::Size(_))));
     }
 
     #[test]
@@ -178,6 +175,6 @@ mod tests {
         assert!(one.avail + 6 + 2 * u64::from(RING) <= one.used);
         assert!(one.used + 6 + 8 * u64::from(RING) <= one.slots);
         assert!(one.tail(CHAINS - 1) + u64::from(SLOT_HALF) <= two.descriptors);
-        assert_eq!(data_pages(MIN_SIZE, 2), (8, 248));
+        assert_eq!(data_pages(MIN_BOUNCE, 2), (8, 248));
     }
 }

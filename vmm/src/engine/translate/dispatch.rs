@@ -10,6 +10,8 @@ use routes::Route;
 pub use routes::Routes;
 use x87::X87Last;
 
+use iced_x86::Mnemonic;
+
 use super::block::{Key, Leave, Point};
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
 use super::mode::{HOST_FLAGS, Mode};
@@ -197,7 +199,11 @@ impl Translator {
             Leave::Interpret(eip, mnemonic) => {
                 self.count_assist(mnemonic);
                 vcpu.state.eip = eip;
-                self.assist(vcpu, index)
+                match mnemonic {
+                    // Nothing was decoded that the block could stand for: it is looked at anew each time.
+                    Mnemonic::INVALID => self.interpret(vcpu),
+                    _ => self.assist(vcpu, index),
+                }
             }
             Leave::Gate(eip, mnemonic, gate) => {
                 self.count_assist(mnemonic);

@@ -320,8 +320,19 @@ impl Emitter {
     /// Goes on only if r8d is `eip`; otherwise faults, with all state in place.
     pub fn expect_eip_or_fault(&mut self, eip: u32) {
         self.lea32_or_mov(9, 8, eip.wrapping_neg() as i32);
-        // movzx r10d, word [r9 + r13]
-        self.bytes(&[0x47, 0x0f, 0xb7, 0x14, (host::TRIPWIRE & 7) << 3 | 1]);
+        self.trip(9);
+    }
+
+    /// Goes on only if r11d is `value`; otherwise faults, to leave for `eip`.
+    pub fn expect_value_or_fault(&mut self, value: u32, eip: u32) {
+        self.mov_immediate(8, eip);
+        self.lea32_or_mov(9, 11, value.wrapping_neg() as i32);
+        self.trip(9);
+    }
+
+    /// `movzx r10d, word [difference + r13]`: see [`super::tripwire`].
+    fn trip(&mut self, difference: u8) {
+        self.bytes(&[0x47, 0x0f, 0xb7, 0x14, (host::TRIPWIRE & 7) << 3 | difference & 7]);
     }
 
     /// Goes on only if r8d is `eip`; otherwise to the branch at `elsewhere`. A compare would be shorter, but whatever

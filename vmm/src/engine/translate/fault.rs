@@ -66,7 +66,8 @@ type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
 /// Whose the kick signal was: the machine's own handler, which raises a line for a kick that nobody raised one for.
 static BEFORE: OnceLock<Handler> = OnceLock::new();
 
-fn install() -> Result<(), nix::Error> {
+/// Installs the handlers, once per process.
+pub fn install() -> Result<(), nix::Error> {
     if PREVIOUS.get().is_some() {
         return Ok(());
     }
@@ -117,14 +118,14 @@ fn signal_stack() -> Result<(), nix::Error> {
     }
 }
 
-extern "C" fn on_fault(signal: i32, _info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid ucontext; ATTACHED holds pointers that are valid while it is set.
     unsafe {
         let registers = &mut (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
-        let Some(running) = ATTACHED.with(Cell::get) else { return unrelated(signal) };
+        let Some(running) = ATTACHED.with(Cell::get) else { return unrelated(signal, info, ucontext) };
         if !(running.cache.0..running.cache.1).contains(&rip) {
-            return unrelated(signal);
+            return unrelated(signal, info, ucontext);
         }
         if signal == libc::SIGTRAP {
             return step(&running, registers, rip);
@@ -202,11 +203,14 @@ unsafe fn step(running: &Attachment, registers: &mut [i64; 23], rip: u64) {
     }
 }
 
-/// A signal that has nothing to do with emitted code: whoever handled it before does so again.
-fn unrelated(signal: i32) {
+/// A signal that has nothing to do with emitted code: whoever handled it before does so again. A handler is called rather
+/// than put back, since a confined process may not change handlers.
+fn unrelated(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     let previous = PREVIOUS.get().and_then(|p| p.iter().find(|(s, _)| *s as i32 == signal));
-    if let Some((signal, action)) = previous {
-        // SAFETY: restores a handler that was valid; returning repeats the faulting instruction under it.
-        let _ = unsafe { sigaction(*signal, action) };
+    match previous.map(|(s, action)| (s, action, action.handler())) {
+        Some((_, _, SigHandler::SigAction(handler))) => handler(signal, info, ucontext),
+        // SAFETY: restores what was valid; returning repeats the faulting instruction under it.
+        Some((signal, action, _)) => drop(unsafe { sigaction(*signal, action) }),
+        None => {}
     }
 }

@@ -100,12 +100,23 @@ impl Registry {
         join(self.current, self.segments[self.current].exits.len())
     }
 
-    /// The frame at `gpa` if code is translated from it: stores to it are reported.
+    /// The frame at `gpa` if code is, or was, translated from it.
     pub fn frame(&self, gpa: u64) -> Option<&Frame> {
         self.frames.get(gpa)
     }
 
-    /// Copies the frame at `gpa`, which is to be translated. The caller has stores to it reported.
+    /// Has all blocks check their own source.
+    #[cfg(test)]
+    pub fn mix_all(&mut self) {
+        self.frames.mix_all();
+    }
+
+    /// True if blocks of the frame at `gpa` check their own source.
+    pub fn is_mixed(&self, gpa: u64) -> bool {
+        self.frames.get(gpa).is_some_and(Frame::mixed)
+    }
+
+    /// Copies the frame at `gpa`, which is to be translated. The caller has stores to it reported, unless it is mixed.
     pub fn note_frame(&mut self, ram: &GuestRam, gpa: u64) {
         self.frames.note(ram, gpa);
     }
@@ -131,8 +142,9 @@ impl Registry {
         let index = self.segments[self.current].add(record, &t.origins, &t.exits, self.base);
         let id = join(self.current, index);
         self.by_name.insert(Name::from(&key), id);
-        // Nothing comes into the middle of the one instruction that two pages hold.
-        let entries = if page.second.is_some() { &[] } else { &t.origins[..] };
+        // Nothing comes into the middle of the one instruction that two pages hold, nor past a block's look at its source.
+        let closed = page.second.is_some() || self.is_mixed(key.gpa & !0xfff);
+        let entries = if closed { &[] } else { &t.origins[..] };
         let segments = &self.segments;
         let stays = |other: u32| {
             let (segment, index) = split(other);
@@ -329,9 +341,9 @@ impl Registry {
         self.segments[segment].sites(index).for_each(|place| self.unlink(cache, join(segment, place)));
     }
 
-    /// Forgets every block from the frame at `gpa`; how many there were.
-    pub fn invalidate_frame(&mut self, cache: &mut CodeCache, gpa: u64) -> usize {
-        let blocks = self.frames.remove(gpa & !0xfff);
+    /// Forgets every block from the frame at `gpa`, which is not watched on; how many there were.
+    fn forget_frame(&mut self, cache: &mut CodeCache, gpa: u64) -> usize {
+        let blocks = self.frames.forget(gpa & !0xfff);
         blocks.iter().for_each(|&id| self.invalidate(cache, id));
         blocks.len()
     }
@@ -352,7 +364,7 @@ impl Registry {
         dead.iter().for_each(|&id| self.invalidate(cache, id));
         match watch {
             true => (dead.len(), true),
-            false => (dead.len() + self.invalidate_frame(cache, gpa), false),
+            false => (dead.len() + self.forget_frame(cache, gpa), false),
         }
     }
 
@@ -385,9 +397,9 @@ impl Registry {
         }
     }
 
-    /// Physical addresses of the frames that blocks come from.
-    pub fn frames(&self) -> Vec<u64> {
-        self.frames.addresses()
+    /// Physical addresses of the frames to which stores are to be reported.
+    pub fn watched(&self) -> Vec<u64> {
+        self.frames.watched()
     }
 
     /// Bytes of memory that all this takes.

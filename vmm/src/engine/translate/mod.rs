@@ -72,6 +72,9 @@ pub enum TranslatorError {
     /// The return stack could not be made.
     #[error("mapping the return stack")]
     Returns(#[source] nix::Error),
+    /// The handlers could not be installed.
+    #[error("installing the handlers of faults")]
+    Handlers(#[source] nix::Error),
     /// The tripwire could not be made.
     #[error("mapping the tripwire")]
     Tripwire(#[source] nix::Error),
@@ -100,6 +103,7 @@ struct Stats {
     exits_pending: u64,
     exits_kick: u64,
     exits_tripped: u64,
+    stale: u64,
     interpreted: u64,
     learnt_dynamic: u64,
     learnt_interpreted: u64,
@@ -180,6 +184,8 @@ impl Translator {
                 return Err(TranslatorError::Missing(name));
             }
         }
+        // Now, since a confined process may not change handlers.
+        fault::install().map_err(TranslatorError::Handlers)?;
         let mut cache = CodeCache::new(size)?;
         let (code, trampolines) = trampoline::assemble(cache.next())?;
         cache.append(&code);
@@ -353,7 +359,7 @@ impl Engine for Translator {
     }
 
     fn invalidate(&mut self, vcpu: &mut Vcpu, start: u64, end: u64) {
-        for frame in self.registry.frames() {
+        for frame in self.registry.watched() {
             if frame < end && frame + 4096 > start {
                 self.refresh_frame(vcpu, frame);
             }
@@ -378,6 +384,7 @@ impl Engine for Translator {
             ("exits: pending", s.exits_pending),
             ("exits: kick", s.exits_kick),
             ("exits: tripwire", s.exits_tripped),
+            ("blocks that found their source changed", s.stale),
             ("instructions interpreted", s.interpreted),
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),

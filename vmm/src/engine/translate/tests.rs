@@ -2,6 +2,7 @@
 
 mod demand;
 mod isolation;
+mod mixed;
 mod segments;
 mod targets;
 
@@ -13,32 +14,10 @@ use iced_x86::code_asm::*;
 use super::cache::SEGMENTS;
 use super::context::INDEX_ENTRIES;
 use super::{CACHE_SIZE, Translator};
-use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
+use crate::cpu::{CpuState, EmptyBus, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
 use crate::engine::interp::Interpreter;
 use crate::engine::{Engine, Exit};
 use crate::mmu::GuestRam;
-
-struct NullBus;
-
-impl Bus for NullBus {
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        0x1234_5678_9abc_def0
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn acknowledge(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
-        false
-    }
-}
 
 pub(super) const CODE: u32 = 0x10_0000;
 pub(super) const DATA: u32 = 0x20_0000;
@@ -49,7 +28,7 @@ const RAM: u64 = 16 << 20;
 pub(super) fn machine(program: &[u8]) -> Vcpu {
     let ram = Arc::new(GuestRam::new(RAM).unwrap());
     assert!(ram.write(CODE as u64, program));
-    let mut v = Vcpu::new(0, ram, Arc::new(NullBus), Arc::new(Lines::default()));
+    let mut v = Vcpu::new(0, ram, Arc::new(EmptyBus), Arc::new(Lines::default()));
     let flat = |selector, kind| Segment {
         base: 0,
         limit: u32::MAX,
@@ -81,7 +60,13 @@ fn agree_within(size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, T
     agree_in(0, size, build)
 }
 
+/// As [`agree_at`] and [`agree_within`]; with blocks that check their own source, too.
 fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
+    agree_when(true, cpl, size, &build);
+    agree_when(false, cpl, size, &build)
+}
+
+fn agree_when(mixed: bool, cpl: u8, size: usize, build: &impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
     let mut a = CodeAssembler::new(32).unwrap();
     build(&mut a);
     a.hlt().unwrap();
@@ -95,6 +80,9 @@ fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuSta
     let mut interp = Interpreter::new();
     assert_eq!(interp.run(&mut left), end);
     let mut translator = Translator::with_cache(&right.mmu.ram, size).unwrap();
+    if mixed {
+        translator.registry.mix_all();
+    }
     assert_eq!(translator.run(&mut right), end);
     translator.check_all();
     for (i, (l, r)) in left.state.xsave.0.iter().zip(&right.state.xsave.0).enumerate() {
@@ -198,7 +186,7 @@ fn old_translations_make_room() {
     });
     assert_eq!(state.gpr[reg::EAX], 4 * FUNCTIONS);
     assert!(translator.stats.evictions >= 8, "only {} segments evicted", translator.stats.evictions);
-    let counted: std::collections::HashSet<_> = translator.registry.frames().into_iter().collect();
+    let counted: std::collections::HashSet<_> = translator.registry.watched().into_iter().collect();
     for frame in (0..RAM).step_by(0x1000) {
         let watched = translator.shadow.ram().is_code(frame);
         assert_eq!(watched, counted.contains(&frame), "frame {frame:#x}");

@@ -11,6 +11,7 @@ mod branch;
 mod copy;
 mod operand;
 mod sensitive;
+mod source;
 mod string;
 
 use std::mem::offset_of;
@@ -43,6 +44,8 @@ pub struct Environment<'a> {
     pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
+    /// The source bytes, if the block is to compare them with guest memory whenever it is entered.
+    pub checked: Option<&'a [u8]>,
     /// Index of the first exit site.
     pub first_site: u32,
 }
@@ -112,18 +115,21 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
     };
     t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
-    let fp = t.floating_point_check(trace.eip, &classes);
+    let unchecked = env.checked.is_some_and(|bytes| t.check_source(bytes).is_none());
+    // A source that cannot be compared is the interpreter's.
+    let instructions = if unchecked { &[] } else { &trace.instructions[..] };
+    let fp = t.floating_point_check(&classes[..instructions.len()]);
     let (mut ended, mut bytes) = (false, &trace.bytes[..]);
-    for (i, (insn, class)) in trace.instructions.iter().zip(&classes).enumerate() {
+    for (i, (insn, class)) in instructions.iter().zip(&classes).enumerate() {
         let (source, rest) = bytes.split_at(insn.len());
         bytes = rest;
-        ended = t.instruction(insn, *class, source, &trace.instructions[i + 1..]);
+        ended = t.instruction(insn, *class, source, &instructions[i + 1..]);
         if ended {
             break;
         }
     }
     if !ended {
-        match trace.instructions.is_empty() {
+        match instructions.is_empty() {
             true => t.leave_to_interpret(trace.eip, Mnemonic::INVALID),
             // An instruction that cannot be decoded in this page runs over into the next one: its translation holds only
             // while that page is what it is, which the table of the address space vouches for.
@@ -140,8 +146,8 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
 
 impl Translator<'_> {
     /// Loads guest x87/SSE/AVX state if an instruction needs it and it is not in host registers.
-    fn floating_point_check(&mut self, eip: u32, classes: &[Class]) -> bool {
-        self.mark(eip, Point::Start);
+    fn floating_point_check(&mut self, classes: &[Class]) -> bool {
+        self.mark(self.eip, Point::Start);
         if !classes.contains(&Class::FloatingPoint) {
             return false;
         }

@@ -3,7 +3,6 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,8 +16,9 @@ pub struct Kick(OwnedFd);
 impl Kick {
     /// Our end, and the end for the device.
     pub fn pair() -> nix::Result<(Self, OwnedFd)> {
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
-        fcntl(&theirs, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
+        // The device's end is to read like an eventfd that does not block; ours never waits anyway.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)?;
         Ok((Self(ours), theirs))
     }
 
@@ -53,6 +53,8 @@ pub fn borrow(of: &impl AsRawFd) -> BorrowedFd<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
     use super::*;
 

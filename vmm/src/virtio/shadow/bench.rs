@@ -9,8 +9,9 @@ use rand::rngs::SmallRng;
 
 use super::super::block::Block;
 use super::super::guest_ring::{F_EVENT_IDX, F_INDIRECT_DESC, Places};
-use super::super::region::{MIN_SIZE, RING, data_pages};
+use super::super::region::{RING, data_pages};
 use super::*;
+use ipc::control::MIN_BOUNCE;
 
 pub const SIZE: u16 = 64;
 pub const DESCRIPTORS: u64 = 0x1000;
@@ -42,7 +43,7 @@ pub struct Bench {
 }
 
 pub fn pool() -> Pool {
-    let (first, pages) = data_pages(MIN_SIZE, 1);
+    let (first, pages) = data_pages(MIN_BOUNCE, 1);
     Pool::new(first, pages)
 }
 
@@ -50,7 +51,7 @@ impl Bench {
     pub fn new(rng: SmallRng, features: u64) -> Self {
         let mut bench = Self {
             ram: Arc::new(GuestRam::new(RAM).unwrap()),
-            region: Region::new(MIN_SIZE).unwrap(),
+            region: Region::new(MIN_BOUNCE).unwrap(),
             pool: pool(),
             shadow: Shadow::new(0),
             rng,
@@ -76,7 +77,7 @@ impl Bench {
 
     /// A new process, with a new region.
     pub fn attach_device(&mut self) {
-        self.region = Region::new(MIN_SIZE).unwrap();
+        self.region = Region::new(MIN_BOUNCE).unwrap();
         self.pool = pool();
         self.device = (0, 0);
         let mut dma = Dma::new(&self.ram);

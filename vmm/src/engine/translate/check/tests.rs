@@ -109,6 +109,7 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
         interpreted: &Default::default(),
         varied: &Default::default(),
         fixed: setup == Setup::Flat,
+        checked: None,
         first_site: FIRST_SITE,
     };
     translate::translate(&mut emitter, &trace, &environment, &mut t);

@@ -2,7 +2,7 @@
 
 use iced_x86::Register;
 
-use super::super::block::{Key, Leave, Site};
+use super::super::block::{Key, Leave, Origin, Site};
 use super::super::cache::SEGMENTS;
 use super::super::link::{Entry, Page};
 use super::super::mode::Mode;
@@ -75,14 +75,16 @@ impl Translator {
         if block.second.is_some() {
             return;
         }
+        let mixed = self.registry.is_mixed(key.gpa & !0xfff);
         for site in sites.0..sites.0 + sites.1 {
             let Some(Site { leave: Leave::Direct { eip, .. }, .. }) = self.registry.site(site) else { continue };
             let target = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
             if (eip ^ key.eip) & !0xfff != 0 {
                 continue;
             }
-            // Most stay in the block, whose origins are still at hand unpacked.
-            let own = self.translation.origins.iter().find(|o| o.eip == eip && o.is_entry() && eip != key.eip);
+            // Most stay in the block, whose origins are still at hand unpacked. Nothing goes past its look at its source.
+            let inside = |o: &&Origin| !mixed && o.eip == eip && o.is_entry() && eip != key.eip;
+            let own = self.translation.origins.iter().find(inside);
             let own = own.map(|o| Entry { block: id, offset: o.offset });
             if let Some(entry) = own.or_else(|| self.registry.entry(&target, fp)) {
                 self.registry.link(&mut self.cache, site, entry);
@@ -106,11 +108,14 @@ impl Translator {
         }
         let fixed = !key.mode.paging() || (!key.mode.user() && t.global);
         let page = Page { global: t.global, second: self.trace.second };
+        let mixed = self.registry.is_mixed(key.gpa & !0xfff);
         loop {
             // Making room may have ended this.
             self.watch(vcpu, key.gpa & !0xfff);
             page.second.into_iter().for_each(|second| self.watch(vcpu, second));
             self.emitter.restart(self.cache.next());
+            let (from, to) = self.trace.source();
+            let bytes = self.registry.frame(key.gpa & !0xfff).and_then(|f| f.bytes.get(from as usize..to as usize));
             let environment = translate::Environment {
                 mode: key.mode,
                 trampolines: &self.trampolines,
@@ -118,6 +123,7 @@ impl Translator {
                 interpreted: &self.interpreted,
                 varied: &self.varied,
                 fixed,
+                checked: bytes.filter(|_| mixed && !self.trace.instructions.is_empty()),
                 first_site: self.registry.next_site(),
             };
             translate::translate(&mut self.emitter, &self.trace, &environment, &mut self.translation);
@@ -135,21 +141,28 @@ impl Translator {
         }
     }
 
-    /// Decodes the trace for `key`, whose frame is known, up to what is translated already.
+    /// Decodes the trace for `key`, whose frame is known, up to what is translated already. Code of a mixed frame is decoded
+    /// as far as one look at its source is good for, and not at all where two pages hold it.
     pub(super) fn decode(&mut self, vcpu: &Vcpu, key: Key) {
         let registry = &self.registry;
         let Some(frame) = registry.frame(key.gpa & !0xfff) else { return };
+        if frame.mixed() {
+            return decode::decode_checked(vcpu, key.eip, &frame.bytes, &mut self.trace);
+        }
         let view = frame.view(key.eip, key.mode);
         let known = |eip: u32| {
             let key = Key { eip, gpa: key.gpa & !0xfff | (eip & 0xfff) as u64, ..key };
             view.is_some_and(|view| registry.place(view, &key, false).is_some())
         };
         decode::decode(vcpu, key.eip, &frame.bytes, known, &mut self.trace);
+        if self.trace.second.is_some_and(|second| registry.is_mixed(second)) {
+            self.trace.leave_out();
+        }
     }
 
     /// Has stores to the frame at `gpa`, which code is translated from, reported by Rust code and by windows.
     pub(super) fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
-        if self.registry.frame(gpa).is_none() {
+        if self.registry.frame(gpa).is_none_or(|frame| !frame.watched() && !frame.mixed()) {
             vcpu.mmu.watch_code(gpa);
             self.shadow.protect_frame(gpa);
         }

@@ -100,6 +100,11 @@ impl Translator<'_> {
         self.e.with_memory(&[], &[0x0f, 0xb7], number(reg), &address(place));
     }
 
+    /// `movzx reg, byte [place]`.
+    pub(super) fn load_byte(&mut self, reg: Register, place: Place) {
+        self.e.with_memory(&[], &[0x0f, 0xb6], number(reg), &address(place));
+    }
+
     /// `mov [place], reg`, for a register of 32 or 16 bits.
     pub(super) fn store(&mut self, place: Place, reg: Register) {
         let prefixes: &[u8] = if reg.size() == 2 { &[0x66] } else { &[] };

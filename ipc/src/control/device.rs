@@ -1,0 +1,58 @@
+//! What broker and vmm say to each other of a device that a third process serves.
+
+use serde::{Deserialize, Serialize};
+
+/// Most disks: with kernel, initrd and console their sockets fit into one message.
+pub const MAX_DISKS: usize = 16;
+/// Longest name of a device in bytes.
+pub const MAX_NAME: usize = 32;
+/// Least bytes of a bounce region.
+pub const MIN_BOUNCE: u64 = 1 << 20;
+/// Most bytes of a bounce region.
+pub const MAX_BOUNCE: u64 = 1 << 30;
+
+/// A disk: a process that speaks vhost-user, behind a connected stream socket that comes along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// What messages call it.
+    pub name: String,
+    /// Bytes of its bounce region, a multiple of 4 KiB.
+    pub bounce: u64,
+}
+
+/// What became of a device's process or driver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceEvent {
+    /// The process behind it is gone or was dropped, for this reason. Requests wait for another.
+    Lost(String),
+    /// A process is behind it again.
+    Restored,
+    /// It asks its driver for a reset, for this reason.
+    NeedsReset(String),
+}
+
+impl DeviceEvent {
+    /// What it says; empty if there is nothing to say.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Lost(reason) | Self::NeedsReset(reason) => reason,
+            Self::Restored => "",
+        }
+    }
+}
+
+/// Checks what decoding cannot: number, names and sizes of disks.
+pub(super) fn validate(disks: &[DiskConfig]) -> Result<(), String> {
+    if disks.len() > MAX_DISKS {
+        return Err(format!("{} disks: at most {MAX_DISKS} are possible", disks.len()));
+    }
+    for (index, DiskConfig { name, bounce }) in disks.iter().enumerate() {
+        if name.is_empty() || name.len() > MAX_NAME || disks[..index].iter().any(|d| d.name == *name) {
+            return Err(format!("a disk named {name:?}: names have 1 to {MAX_NAME} bytes and are distinct"));
+        }
+        if !(MIN_BOUNCE..=MAX_BOUNCE).contains(bounce) || !bounce.is_multiple_of(4096) {
+            return Err(format!("a bounce region of {bounce} bytes for {name}: 1 MiB to 1 GiB in steps of 4 KiB"));
+        }
+    }
+    Ok(())
+}
