@@ -78,12 +78,12 @@ impl Translator {
             return self.interpret(vcpu);
         };
         let active = self.activate(vcpu, mode);
-        let key = Key { eip, gpa: t.gpa, mode };
+        let key = Key { eip, gpa: t.gpa, mode: self.assumed(mode) };
         self.note_executed(vcpu, active, key, &t);
         let inside = if missed { None } else { self.registry.entry(&key, false) };
         let entry = inside.unwrap_or_else(|| self.head(vcpu, active, key, &t));
         if let Some(site) = self.unlinked.take() {
-            self.link(site, entry, &t);
+            self.link(site, entry, eip, &t);
         }
         let block = self.registry.block(entry.block);
         self.context.target = block.start + entry.offset as u64;
@@ -94,6 +94,15 @@ impl Translator {
             self.routes.add(eip, self.version(), route);
         }
         self.go(vcpu)
+    }
+
+    /// What translations for `mode` assume. Supervisors leave GS to their users, and each value of it would have them
+    /// translated again.
+    fn assumed(&self, mode: Mode) -> Mode {
+        match mode.ring0() && !self.supervisor_gs {
+            true => mode.without_gs(),
+            false => mode,
+        }
     }
 
     /// A way to the block at EIP that was taken before and is still right.
@@ -243,6 +252,13 @@ impl Translator {
             let (index, base) = self.shadow.window(state, Rights::User(cr3));
             self.context.quarters = [base; 4];
             self.context.window = base;
+            index
+        } else if self.shadow.kernel_is_local() {
+            let (index, base) = self.shadow.window(state, Rights::Low(cr3));
+            self.context.quarters = [base; 4];
+            self.context.window = base;
+            let user = Rights::User(cr3);
+            user_window = self.shadow.exists(user).then(|| self.shadow.window(state, user).0);
             index
         } else {
             let (kernel, high) = self.shadow.window(state, Rights::Kernel);

@@ -33,6 +33,9 @@ enum Care {
     Mixed,
 }
 
+/// Words of 64 bits for one bit an offset in a page.
+const WORDS: usize = FRAME_SIZE / 64;
+
 /// A frame seen as code of one mode at one linear page.
 pub struct View {
     page: u32,
@@ -40,7 +43,9 @@ pub struct View {
     /// The blocks, live or not.
     blocks: Vec<u32>,
     /// One bit for each offset in the page where a block had a place to come in when it was added.
-    entries: [u64; FRAME_SIZE / 64],
+    entries: [u64; WORDS],
+    /// How many of those bits there are before each word.
+    before: [u16; WORDS],
     /// For each of those bits, in order, that block.
     entered: Vec<u32>,
 }
@@ -86,15 +91,17 @@ impl View {
     fn rank(&self, eip: u32) -> usize {
         let word = eip as usize % FRAME_SIZE / 64;
         let below = self.entries[word] & ((1 << (eip % 64)) - 1);
-        (self.entries[..word].iter().map(|w| w.count_ones()).sum::<u32>() + below.count_ones()) as usize
+        self.before[word] as usize + below.count_ones() as usize
     }
 
     /// Says that block `id` can be come into at `eip`, unless `stays`, given another, says that it can be there.
     fn enter(&mut self, eip: u32, id: u32, stays: impl Fn(u32) -> bool) {
         let rank = self.rank(eip);
         if !self.has(eip) {
+            let word = eip as usize % FRAME_SIZE / 64;
             self.entered.insert(rank, id);
-            self.entries[eip as usize % FRAME_SIZE / 64] |= 1 << (eip % 64);
+            self.entries[word] |= 1 << (eip % 64);
+            self.before[word + 1..].iter_mut().for_each(|before| *before += 1);
         } else if !stays(self.entered[rank]) {
             self.entered[rank] = id;
         }
@@ -102,19 +109,27 @@ impl View {
 
     /// Forgets the blocks of `segment`.
     fn remove_segment(&mut self, segment: usize) {
-        let gone = |id: u32| segment::split(id).0 == segment;
-        self.blocks.retain(|id| !gone(*id));
+        let gone = |id: &u32| segment::split(*id).0 == segment;
+        if !self.blocks.iter().chain(&self.entered).any(gone) {
+            return;
+        }
+        self.blocks.retain(|id| !gone(id));
         let mut rank = 0;
         for offset in 0..FRAME_SIZE as u32 {
             if self.has(offset) {
                 let id = self.entered[rank];
                 rank += 1;
-                if gone(id) {
+                if gone(&id) {
                     self.entries[offset as usize / 64] &= !(1 << (offset % 64));
                 }
             }
         }
-        self.entered.retain(|id| !gone(*id));
+        self.entered.retain(|id| !gone(id));
+        let mut count = 0;
+        for (before, word) in self.before.iter_mut().zip(&self.entries) {
+            *before = count;
+            count += word.count_ones() as u16;
+        }
     }
 }
 
@@ -139,8 +154,8 @@ impl Frame {
     pub fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin], stays: impl Fn(u32) -> bool) {
         let known = self.views.iter().position(|v| v.page == eip >> 12 && v.mode == mode);
         let index = known.unwrap_or_else(|| {
-            let (entries, page) = ([0; FRAME_SIZE / 64], eip >> 12);
-            self.views.push(View { page, mode, blocks: Vec::new(), entries, entered: Vec::new() });
+            let (entries, before, page) = ([0; WORDS], [0; WORDS], eip >> 12);
+            self.views.push(View { page, mode, blocks: Vec::new(), entries, before, entered: Vec::new() });
             self.views.len() - 1
         });
         let view = &mut self.views[index];
@@ -156,7 +171,9 @@ impl Frame {
         }
         let before = self.bytes;
         ram.read(gpa, &mut self.bytes);
-        let changed: Vec<usize> = (0..FRAME_SIZE).filter(|&i| before[i] != self.bytes[i]).collect();
+        let now = &self.bytes;
+        let lines = (0..FRAME_SIZE).step_by(64).filter(|&line| before[line..line + 64] != now[line..line + 64]);
+        let changed: Vec<usize> = lines.flat_map(|line| line..line + 64).filter(|&i| before[i] != now[i]).collect();
         let mut dead = Vec::new();
         for view in &mut self.views {
             dead.extend(view.blocks.extract_if(.., |id| reads(*id, &changed)));

@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 
 use super::block::{Block, Key, Leave, Site};
 use super::cache::{CodeCache, SEGMENTS};
-use super::frames::{Frame, Frames};
+use super::frames::{Frame, Frames, View};
 use super::mode::Mode;
 use super::segment::{Exit, Kind, Link, NONE, Record, Segment, join, split};
 use super::translate::Translation;
@@ -247,18 +247,28 @@ impl Registry {
         Some(join(segment, self.segments.get(segment)?.containing(offset as u32)?))
     }
 
-    /// The place where a direct branch to `key` may come in, at the start of a block or inside one: the block, and the
-    /// offset in it. `fp` says that x87, SSE and AVX state is loaded there.
-    pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
-        let id = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?.entry(key.eip)?;
+    /// The block that a direct branch to `key` may come into, at its start or inside; `view` is its page. `fp` says that
+    /// x87, SSE and AVX state is loaded there.
+    pub fn place(&self, view: &View, key: &Key, fp: bool) -> Option<u32> {
+        let id = view.entry(key.eip)?;
         let record = self.record(id);
-        if record.live && (fp || !record.fp) && record.eip != key.eip {
-            let (segment, index) = split(id);
-            let origin = self.segments[segment].origins(index).find(|o| o.eip == key.eip && o.is_entry());
-            return origin.map(|o| Entry { block: id, offset: o.offset });
+        match record.live && (fp || !record.fp || record.eip == key.eip) {
+            true => Some(id),
+            false => self.find(key).filter(|id| self.record(*id).second == NONE),
         }
-        let block = self.find(key).filter(|id| self.record(*id).second == NONE)?;
-        Some(Entry { block, offset: self.record(block).main })
+    }
+
+    /// Where exactly: the block, and the offset in it.
+    pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
+        let view = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?;
+        let block = self.place(view, key, fp)?;
+        let record = self.record(block);
+        if record.eip == key.eip {
+            return Some(Entry { block, offset: record.main });
+        }
+        let (segment, index) = split(block);
+        let origin = self.segments[segment].origins(index).find(|o| o.eip == key.eip && o.is_entry());
+        origin.map(|o| Entry { block, offset: o.offset })
     }
 
     /// True if a direct branch may come in at executable address `at`. `fp` says that x87, SSE and AVX state is loaded.

@@ -156,6 +156,8 @@ pub struct Translator {
     missed: bool,
     /// An exit site that may be linked to the next block.
     unlinked: Option<u32>,
+    /// Ring 0 reaches memory by way of GS. While it does not, its translations do not depend on what GS is.
+    supervisor_gs: bool,
     /// Entries of non-global pages are in supervisor tables: a CR3 write empties them.
     local_entries: bool,
     /// Check every block after translation.
@@ -220,6 +222,7 @@ impl Translator {
             awaited: None,
             missed: false,
             unlinked: None,
+            supervisor_gs: false,
             local_entries: false,
             verify: cfg!(any(test, debug_assertions)),
             stats: Stats::default(),
@@ -292,16 +295,19 @@ impl Translator {
     /// Makes room for translations by forgetting the oldest.
     fn evict(&mut self, vcpu: &mut Vcpu) {
         let segment = self.cache.advance();
-        self.stats.evictions += !self.registry.is_empty(segment) as u64;
+        let anything = !self.registry.is_empty(segment);
+        self.stats.evictions += anything as u64;
         for frame in self.registry.evict(&mut self.cache, segment) {
             vcpu.mmu.ram.clear_code(frame);
         }
-        // Too many to take out of each table one by one.
-        self.registry.take_dead();
-        let code = self.cache.segment_addresses(segment);
-        self.tables.remove_all(&code);
         self.unlinked = None;
-        self.generation += 1;
+        if anything {
+            // Too many to take out of each table one by one.
+            self.registry.take_dead();
+            let code = self.cache.segment_addresses(segment);
+            self.tables.remove_all(&code);
+            self.generation += 1;
+        }
     }
 
     /// Drops every branch table. Nothing may go on by one until the next `activate`.
@@ -391,6 +397,7 @@ impl Engine for Translator {
             ("pages write-protected", w.pages_protected),
             ("windows made", w.windows_made),
             ("windows evicted", w.windows_evicted),
+            ("each address space has its own supervisor window", self.shadow.kernel_is_local() as u64),
             ("windows synchronised", w.syncs),
             ("page tables found changed", w.tables_changed),
         ];

@@ -1,6 +1,9 @@
 //! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
 
+mod demand;
+mod isolation;
 mod mixed;
+mod segments;
 mod targets;
 
 use std::sync::Arc;

@@ -8,6 +8,7 @@
 //! where a branch leaves or an instruction names ESP.
 
 mod branch;
+mod copy;
 mod operand;
 mod sensitive;
 mod source;
@@ -18,6 +19,7 @@ use std::mem::offset_of;
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use self::branch::Pending;
+use self::copy::Parts;
 use self::operand::{Place, base_offset, number, rename, segment_index, selector_offset, set_memory};
 use super::Places;
 use super::block::{Leave, Origin, Point};
@@ -61,6 +63,17 @@ pub struct Translation {
     pub exits: Vec<Leave>,
     /// Offsets in the page that the source bytes lie between.
     pub source: (u16, u16),
+    /// What each instruction of the trace is.
+    classes: Vec<Class>,
+}
+
+impl Environment<'_> {
+    fn class(&self, insn: &Instruction) -> Class {
+        match !self.interpreted.is_empty() && self.interpreted.contains(&insn.ip32()) {
+            true => Class::Interpret,
+            false => classify(insn, self.mode),
+        }
+    }
 }
 
 struct Translator<'a> {
@@ -83,8 +96,11 @@ struct Translator<'a> {
 /// Translates `trace` into `e` and `out`, whose lists are used again.
 pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mut Translation) {
     let (mut origins, mut exits) = (std::mem::take(&mut out.origins), std::mem::take(&mut out.exits));
+    let mut classes = std::mem::take(&mut out.classes);
     origins.clear();
     exits.clear();
+    classes.clear();
+    classes.extend(trace.instructions.iter().map(|insn| env.class(insn)));
     let mut t = Translator {
         e,
         env,
@@ -102,10 +118,12 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
     let unchecked = env.checked.is_some_and(|bytes| t.check_source(bytes).is_none());
     // A source that cannot be compared is the interpreter's.
     let instructions = if unchecked { &[] } else { &trace.instructions[..] };
-    let fp = t.floating_point_check(instructions);
-    let mut ended = false;
-    for (i, insn) in instructions.iter().enumerate() {
-        ended = t.instruction(insn, &instructions[i + 1..]);
+    let fp = t.floating_point_check(&classes[..instructions.len()]);
+    let (mut ended, mut bytes) = (false, &trace.bytes[..]);
+    for (i, (insn, class)) in instructions.iter().zip(&classes).enumerate() {
+        let (source, rest) = bytes.split_at(insn.len());
+        bytes = rest;
+        ended = t.instruction(insn, *class, source, &instructions[i + 1..]);
         if ended {
             break;
         }
@@ -123,15 +141,14 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         }
     }
     t.stubs();
-    *out = Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source() };
+    *out = Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source(), classes };
 }
 
 impl Translator<'_> {
-    /// Loads guest x87/SSE/AVX state if the trace needs it and it is not in host registers.
-    fn floating_point_check(&mut self, instructions: &[Instruction]) -> bool {
-        let needs = instructions.iter().any(|i| classify(i, self.env.mode) == Class::FloatingPoint);
+    /// Loads guest x87/SSE/AVX state if an instruction needs it and it is not in host registers.
+    fn floating_point_check(&mut self, classes: &[Class]) -> bool {
         self.mark(self.eip, Point::Start);
-        if !needs {
+        if !classes.contains(&Class::FloatingPoint) {
             return false;
         }
         self.e.mov64(8, 1);
@@ -154,16 +171,16 @@ impl Translator<'_> {
         }
     }
 
-    /// Translates one instruction; true if it ends the block. `follows` is the rest of the trace.
-    fn instruction(&mut self, insn: &Instruction, follows: &[Instruction]) -> bool {
+    /// Translates one instruction, whose bytes are `source`; true if it ends the block. `follows` is the rest of the trace.
+    fn instruction(&mut self, insn: &Instruction, class: Class, source: &[u8], follows: &[Instruction]) -> bool {
         self.eip = insn.ip32();
         self.next = insn.next_ip32();
         let shadow = std::mem::take(&mut self.shadow);
         self.mark(self.eip, if shadow { Point::Shadowed } else { Point::Start });
-        let class = self.class(insn);
         let (start, delta, exits, pending) = (self.e.position(), self.delta, self.exits.len(), self.pending.len());
         let done = match class {
-            Class::Plain | Class::FloatingPoint => self.plain(insn).map(|_| false),
+            Class::Plain => self.plain(insn, source, false).map(|_| false),
+            Class::FloatingPoint => self.plain(insn, source, true).and_then(|_| self.note_base(insn)).map(|_| false),
             Class::Push => self.push(insn).map(|_| false),
             Class::Pop => self.pop(insn).map(|_| false),
             Class::Leave => self.leave().map(|_| false),
@@ -208,13 +225,6 @@ impl Translator<'_> {
         })
     }
 
-    fn class(&self, insn: &Instruction) -> Class {
-        match !self.env.interpreted.is_empty() && self.env.interpreted.contains(&insn.ip32()) {
-            true => Class::Interpret,
-            false => classify(insn, self.env.mode),
-        }
-    }
-
     /// Brings r14d up to date.
     fn commit(&mut self) {
         self.e.lea32(host::ESP, host::ESP, self.delta);
@@ -225,12 +235,14 @@ impl Translator<'_> {
     }
 
     /// An instruction that differs only in its registers and memory operand.
-    fn plain(&mut self, insn: &Instruction) -> Option<()> {
+    fn plain(&mut self, insn: &Instruction, source: &[u8], simd: bool) -> Option<()> {
         if self.fold_esp(insn) {
             return Some(());
         }
         if names_esp(insn) {
             self.commit();
+        } else if let Some(parts) = Parts::of(source, simd, &mut Default::default()) {
+            return self.copy(insn, &parts);
         }
         let mut out = *insn;
         recode(&mut out);
@@ -249,8 +261,7 @@ impl Translator<'_> {
                 set_memory(&mut out, place);
             }
         }
-        self.e.instruction(&out).then_some(())?;
-        self.note_base(insn)
+        self.e.instruction(&out).then_some(())
     }
 
     /// Keeps the segment base that an x87 memory operand was reached with, for the instruction pointer's saved companion:
@@ -303,26 +314,26 @@ impl Translator<'_> {
                 self.e.load_context(false, 11, offset);
                 let place = self.stack(-4)?;
                 // The upper half of the slot stays as it was, as on processors since the P6 (SDM vol. 2, PUSH).
-                self.store(place, Register::R11W)?;
+                self.store(place, Register::R11W);
             }
             OpKind::Register if insn.op0_register() == Register::ESP => {
                 self.e.lea32_or_mov(11, host::ESP, self.delta);
                 let place = self.stack(-4)?;
-                self.store(place, Register::R11D)?;
+                self.store(place, Register::R11D);
             }
             OpKind::Register => {
                 let place = self.stack(-4)?;
-                self.store(place, insn.op0_register())?;
+                self.store(place, insn.op0_register());
             }
             OpKind::Memory => {
                 let from = self.place(insn)?;
-                self.load(Register::R11D, from)?;
+                self.load(Register::R11D, from);
                 let place = self.stack(-4)?;
-                self.store(place, Register::R11D)?;
+                self.store(place, Register::R11D);
             }
             _ => {
                 let place = self.stack(-4)?;
-                self.store_immediate(place, insn.immediate(0) as u32)?;
+                self.store_immediate(place, insn.immediate(0) as u32);
             }
         }
         self.delta = self.delta.wrapping_sub(4);
@@ -332,22 +343,23 @@ impl Translator<'_> {
     fn pop(&mut self, insn: &Instruction) -> Option<()> {
         if insn.op0_kind() == OpKind::Register {
             let place = self.stack(0)?;
-            self.load(insn.op0_register(), place)?;
+            self.load(insn.op0_register(), place);
             self.delta = self.delta.wrapping_add(4);
             return Some(());
         }
         let from = self.stack(0)?;
-        self.load(Register::R11D, from)?;
+        self.load(Register::R11D, from);
         // The address is computed with the incremented ESP (SDM vol. 2, POP).
         self.delta = self.delta.wrapping_add(4);
         let to = self.place(insn)?;
-        self.store(to, Register::R11D)
+        self.store(to, Register::R11D);
+        Some(())
     }
 
     fn leave(&mut self) -> Option<()> {
         let place = Place::Window { base: Register::EBP, index: Register::None, scale: 1, displacement: 0 };
         let place = self.finish_place(place)?;
-        self.load(Register::R11D, place)?;
+        self.load(Register::R11D, place);
         self.e.lea32(host::ESP, 5, 4);
         self.e.mov32(5, 11);
         self.delta = 0;

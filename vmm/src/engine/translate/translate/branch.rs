@@ -82,7 +82,7 @@ impl Translator<'_> {
     /// full: state is as before the guest's call then.
     pub(super) fn push_return_address(&mut self) -> Option<()> {
         let place = self.stack(-4)?;
-        self.store_immediate(place, self.next)?;
+        self.store_immediate(place, self.next);
         self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_sub(4));
         self.delta = 4;
         self.mark(self.eip, Point::Inside);
@@ -114,7 +114,7 @@ impl Translator<'_> {
 
     pub(super) fn return_near(&mut self, insn: &Instruction) -> Option<()> {
         let place = self.stack(0)?;
-        self.load(Register::R8D, place)?;
+        self.load(Register::R8D, place);
         let extra = if insn.op_count() == 1 { insn.immediate16() as i32 } else { 0 };
         self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_add(4 + extra));
         self.delta = 0;
@@ -128,7 +128,7 @@ impl Translator<'_> {
         let to = if self.picks() { Register::R11D } else { Register::R8D };
         if insn.op0_kind() == OpKind::Memory {
             let place = self.place(insn)?;
-            self.load(to, place)?;
+            self.load(to, place);
             return Some(to);
         }
         match insn.op0_register() {

@@ -4,7 +4,7 @@
 //! they are still there, and otherwise trips ([`crate::engine::translate::tripwire`]) to be translated anew. No store
 //! comes between the comparison and the end of the block: [`super::super::decode::decode_checked`] ends it at the first.
 
-use iced_x86::{Code, Register};
+use iced_x86::Register;
 
 use super::super::block::Point;
 use super::Translator;
@@ -20,14 +20,19 @@ impl Translator<'_> {
             // The last piece overlaps the one before; what is shorter than a doubleword is compared byte by byte.
             let wide = bytes.len() >= 4;
             let from = if wide { at.min(bytes.len() - 4) } else { at };
-            let (code, value, size) = match bytes.get(from..from + 4) {
-                Some(four) => (Code::Mov_r32_rm32, u32::from_le_bytes(four.try_into().ok()?), 4),
-                None => (Code::Movzx_r32_rm8, bytes[from] as u32, 1),
-            };
             let displacement = self.eip.wrapping_add(from as u32);
             let place = Place::Window { base: Register::None, index: Register::None, scale: 1, displacement };
             let place = self.finish_place(place)?;
-            self.load_as(code, Register::R11D, place)?;
+            let (value, size) = match bytes.get(from..from + 4) {
+                Some(four) => {
+                    self.load(Register::R11D, place);
+                    (u32::from_le_bytes(four.try_into().ok()?), 4)
+                }
+                None => {
+                    self.load_byte(Register::R11D, place);
+                    (bytes[from] as u32, 1)
+                }
+            };
             self.e.expect_value_or_fault(value, self.eip);
             at = from + size;
         }
