@@ -28,8 +28,8 @@ fn image() -> Vec<u8> {
     put(100, &104u32.to_be_bytes());
     put(CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
     (0..6).for_each(|cluster| put(2 * CLUSTER + 2 * cluster, &1u16.to_be_bytes()));
-    put(3 * CLUSTER, &(1 << 63 | 4 * CLUSTER as u64).to_be_bytes());
-    put(4 * CLUSTER, &(1 << 63 | 5 * CLUSTER as u64).to_be_bytes());
+    put(3 * CLUSTER, &((1 << 63) | (4 * CLUSTER as u64)).to_be_bytes());
+    put(4 * CLUSTER, &((1 << 63) | (5 * CLUSTER as u64)).to_be_bytes());
     put(5 * CLUSTER, &[0xa5; CLUSTER]);
     image
 }
