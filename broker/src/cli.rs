@@ -7,6 +7,7 @@ use ipc::control::{MAX_MEMORY, MIN_MEMORY};
 use policy::Layer;
 
 use crate::disks::VhostUserBlk;
+use crate::images::Disk;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -53,8 +54,12 @@ pub struct RunOptions {
     /// Guest RAM in bytes, or with a suffix: K, M, G
     #[arg(long, short, value_name = "SIZE", default_value = "512M", value_parser = memory_size)]
     pub memory: u64,
+    /// A disk image, served by a confined process of its own; may be given several times. The format is raw or qcow2, and
+    /// never guessed; also readonly=on, cache=none|writeback|unsafe, serial=TEXT, bounce=SIZE
+    #[arg(long, value_name = "path=FILE,format=FORMAT[,...]", value_parser = Disk::parse)]
+    pub disk: Vec<Disk>,
     /// A disk served by a vhost-user-blk back end that listens at PATH; may be given several times. The back end
-    /// sees none of the guest's RAM, only a bounce region (8M unless given)
+    /// sees none of the guest's RAM, only a bounce region (8M unless given). These disks come after those of --disk
     #[arg(long, value_name = "socket=PATH[,bounce=SIZE]", value_parser = VhostUserBlk::parse)]
     pub vhost_user_blk: Vec<VhostUserBlk>,
     /// What executes guest code: auto, translate or interp

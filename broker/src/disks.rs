@@ -8,7 +8,7 @@ use ipc::control::{DiskConfig, MAX_BOUNCE, MIN_BOUNCE};
 use crate::cli::byte_count;
 
 /// Bounce region of a disk unless given: requests of up to 4 MiB, several of them in flight.
-const DEFAULT_BOUNCE: u64 = 8 << 20;
+pub const DEFAULT_BOUNCE: u64 = 8 << 20;
 /// Why a back end cannot have all of guest RAM.
 const ONLY_BOUNCE: &str = "dma: only `bounce` is possible. A back end that writes guest RAM itself would have to log its \
                            writes (VHOST_F_LOG_ALL), which the vmm does not follow yet";
@@ -29,27 +29,33 @@ impl VhostUserBlk {
         for item in text.split(',') {
             match item.split_once('=') {
                 Some(("socket", path)) if !path.is_empty() => socket = Some(PathBuf::from(path)),
-                Some(("bounce", size)) => bounce = byte_count(size)?,
+                Some(("bounce", size)) => bounce = bounce_size(size)?,
                 Some(("dma", "bounce")) => {}
                 Some(("dma", _)) => return Err(ONLY_BOUNCE.into()),
                 _ => return Err(format!("`{item}`: give socket=PATH and, if you like, bounce=SIZE")),
             }
         }
-        if !(MIN_BOUNCE..=MAX_BOUNCE).contains(&bounce) || !bounce.is_multiple_of(4096) {
-            return Err("bounce: between 1M and 1G, in steps of 4K".into());
-        }
         Ok(Self { socket: socket.ok_or("socket=PATH is missing")?, bounce })
     }
 
-    /// What the vmm is told of it, as disk number `index`.
-    pub fn config(&self, index: usize) -> DiskConfig {
-        DiskConfig { name: format!("disk{index}"), bounce: self.bounce }
+    /// What the vmm is told of it.
+    pub fn config(&self, name: &str) -> DiskConfig {
+        DiskConfig { name: name.into(), bounce: self.bounce }
     }
 
     /// Connects to the back end.
     pub fn connect(&self) -> std::io::Result<UnixStream> {
         UnixStream::connect(&self.socket)
     }
+}
+
+/// Parses the size of a bounce region.
+pub fn bounce_size(text: &str) -> Result<u64, String> {
+    let bytes = byte_count(text)?;
+    if !(MIN_BOUNCE..=MAX_BOUNCE).contains(&bytes) || !bytes.is_multiple_of(4096) {
+        return Err("bounce: between 1M and 1G, in steps of 4K".into());
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,12 +1,8 @@
-//! Whether a vmm still answers. It is asked now and then; silence is reported once, and once more when it ends. A vmm is
-//! not replaced for silence: the guest's state is in it. Time is the caller's.
+//! Whether a process still answers. It is asked now and then; silence is reported once, and once more when it ends. Time is
+//! the caller's.
 
 use std::time::{Duration, Instant};
 
-/// Between two questions.
-const EVERY: Duration = Duration::from_secs(10);
-/// Silence that is worth a message.
-const SILENCE: Duration = Duration::from_secs(30);
 /// A turn that comes this much later than it was to come means that the broker itself was stopped, or the host slept.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -24,6 +20,10 @@ pub enum Pulse {
 /// The state of the questions.
 #[derive(Debug)]
 pub struct Heart {
+    /// Between two questions.
+    every: Duration,
+    /// Silence that is worth a word.
+    silence: Duration,
     number: u32,
     /// When to look again.
     next: Instant,
@@ -32,9 +32,9 @@ pub struct Heart {
 }
 
 impl Heart {
-    /// It was heard now.
-    pub fn new(now: Instant) -> Self {
-        Self { number: 0, next: now + EVERY, heard: now, told: false }
+    /// It was heard now. It is asked every so often, and that much silence is worth a word.
+    pub fn new(now: Instant, every: Duration, silence: Duration) -> Self {
+        Self { every, silence, number: 0, next: now + every, heard: now, told: false }
     }
 
     /// When to call [`Self::turn`] at the latest.
@@ -51,9 +51,9 @@ impl Heart {
             // Nobody could answer while we did not ask.
             self.heard = now;
         }
-        self.next = now + EVERY;
+        self.next = now + self.every;
         let silence = now.saturating_duration_since(self.heard);
-        if silence >= SILENCE && !self.told {
+        if silence >= self.silence && !self.told {
             self.told = true;
             return Pulse::Silent(silence);
         }
@@ -75,11 +75,15 @@ impl Heart {
 mod tests {
     use super::*;
 
+    fn heart(now: Instant) -> Heart {
+        Heart::new(now, Duration::from_secs(10), Duration::from_secs(30))
+    }
+
     #[test]
     fn silence_is_told_once_and_ends_with_an_answer() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut heart = Heart::new(start);
+        let mut heart = heart(start);
         assert_eq!(heart.turn(at(9)), Pulse::Calm);
         assert_eq!((heart.turn(at(10)), heart.turn(at(10))), (Pulse::Ask(1), Pulse::Calm));
         assert!(!heart.answered(1, at(11)));
@@ -96,7 +100,7 @@ mod tests {
     #[test]
     fn sleep_of_the_broker_itself_is_no_silence() {
         let start = Instant::now();
-        let mut heart = Heart::new(start);
+        let mut heart = heart(start);
         assert_eq!(heart.turn(start + Duration::from_secs(3600)), Pulse::Ask(1));
         assert_eq!(heart.turn(start + Duration::from_secs(3610)), Pulse::Ask(2));
     }

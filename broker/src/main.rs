@@ -4,11 +4,15 @@
 //! from a guest. `run` is the one subcommand so far. Exit codes are listed in [`ipc::outcome`] and by `bulkhead --help`.
 
 mod cli;
+mod device;
+mod devices;
 mod disks;
 mod escape;
 mod heart;
+mod images;
 mod link;
 mod logging;
+mod process;
 mod relay;
 mod resources;
 mod run;

@@ -3,20 +3,20 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use crate::cli::{Console, RunOptions};
-use crate::disks::VhostUserBlk;
+use crate::device::Source;
+use crate::images::ImageError;
 
-/// The files of a machine: images open for reading, and where its serial port's output goes.
+/// The files of a machine: images open, and where its serial port's output goes.
 #[derive(Debug)]
 pub struct Resources {
     pub kernel: File,
     pub initrd: Option<File>,
     pub output: Option<OwnedFd>,
-    /// Disks in order: what they are, and a connection to their back end.
-    pub disks: Vec<(VhostUserBlk, UnixStream)>,
+    /// Disks in order.
+    pub disks: Vec<Source>,
 }
 
 /// A file that cannot be used.
@@ -29,25 +29,22 @@ pub enum ResourceError {
     NotRegular { role: &'static str, path: PathBuf },
     #[error("opening {} for the console's output: check the path and that you may write it", path.display())]
     Output { path: PathBuf, source: std::io::Error },
-    #[error("connecting to the vhost-user back end at {}: is it running, and may you connect?", path.display())]
-    Connect { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error("using standard output for the console")]
     Stdout(#[source] std::io::Error),
 }
 
 impl Resources {
-    /// Opens kernel, initrd and the console's output, and connects to the disks' back ends.
+    /// Opens kernel, initrd and the console's output, and opens and locks the disks' images.
     pub fn open(options: &RunOptions) -> Result<Self, ResourceError> {
         let kernel = open("kernel", &options.kernel)?;
         let initrd = options.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-        let disks = options.vhost_user_blk.iter().map(connect).collect::<Result<_, _>>()?;
+        let own = options.disk.iter().map(|disk| Ok(Source::Own(disk.open()?)));
+        let foreign = options.vhost_user_blk.iter().map(|disk| Ok(Source::Foreign(disk.clone())));
+        let disks = own.chain(foreign).collect::<Result<_, ResourceError>>()?;
         Ok(Self { kernel, initrd, output: output(&options.console)?, disks })
     }
-}
-
-fn connect(disk: &VhostUserBlk) -> Result<(VhostUserBlk, UnixStream), ResourceError> {
-    let error = |source| ResourceError::Connect { path: disk.socket.clone(), source };
-    Ok((disk.clone(), disk.connect().map_err(error)?))
 }
 
 /// What the guest prints is appended: a log of an earlier run, or a wrong path, costs nothing.

@@ -1,15 +1,17 @@
 //! `bulkhead run`: opens, starts, watches, and says how it ended.
 
 use ipc::outcome::{self, Outcome};
-use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
-use policy::last_words;
+use policy::Layers;
 
 use crate::cli::{Console, RunOptions};
+use crate::device::Device;
+use crate::device::back_end::BackEndError;
+use crate::devices::Devices;
+use crate::process::manner;
 use crate::relay::Relay;
 use crate::resources::{ResourceError, Resources};
 use crate::signals::StopSignals;
-use crate::spawn::{self, SpawnError};
+use crate::spawn::{self, SpawnError, Vmm};
 use crate::supervise::{End, Supervisor};
 use crate::terminal::RawTerminal;
 
@@ -21,6 +23,8 @@ pub enum RunError {
     Resources(#[from] ResourceError),
     #[error("the machine was not started")]
     Spawn(#[from] SpawnError),
+    #[error("the machine was not started: {0}")]
+    Disk(String, #[source] BackEndError),
     #[error("the machine was not started: taking signals")]
     Signals(#[source] nix::Error),
     #[error("setting the terminal to raw mode")]
@@ -35,7 +39,9 @@ impl RunError {
     /// The exit code that this error becomes.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Resources(_) | Self::Spawn(_) | Self::Signals(_) | Self::Terminal(_) => outcome::START_FAILED,
+            Self::Resources(_) | Self::Spawn(_) | Self::Disk(..) | Self::Signals(_) | Self::Terminal(_) => {
+                outcome::START_FAILED
+            }
             Self::Watch(_) | Self::Died(_) => outcome::VMM_DIED,
         }
     }
@@ -46,18 +52,35 @@ pub fn run(options: &RunOptions) -> Result<u8, RunError> {
     let mut resources = Resources::open(options)?;
     let output = resources.output.take();
     let signals = StopSignals::new().map_err(RunError::Signals)?;
-    let vmm = spawn::spawn(options, &resources)?;
-    // The files are the vmm's now.
-    drop(resources);
+    let (vmm, devices) = start(options, resources)?;
     let stdio = options.console == Console::Stdio;
     let terminal = match stdio {
         true => RawTerminal::enter(std::io::stdin()).map_err(RunError::Terminal)?,
         false => None,
     };
     let relay = Relay::new(terminal.is_some(), stdio, output);
-    let end = Supervisor::new(vmm, relay, signals).run().map_err(RunError::Watch)?;
+    let end = Supervisor::new(vmm, devices, relay, signals).run().map_err(RunError::Watch)?;
     drop(terminal);
     conclude(end, options)
+}
+
+/// Starts all processes, which confine themselves at the same time, and hands each what it needs once it was verified.
+fn start(options: &RunOptions, mut resources: Resources) -> Result<(Vmm, Devices), RunError> {
+    let tolerate: Layers = options.allow_missing.iter().copied().collect();
+    let mut vmm = spawn::spawn(options, &tolerate)?;
+    let disks = std::mem::take(&mut resources.disks);
+    let mut devices: Vec<Device> = (0..).zip(disks).map(|(number, disk)| Device::new(number, disk)).collect();
+    for device in &mut devices {
+        device.start(&tolerate).map_err(|error| RunError::Disk(device.name.clone(), error))?;
+    }
+    vmm.verify(&tolerate)?;
+    let mut connected = Vec::new();
+    for device in &mut devices {
+        let stream = device.first_connection(&tolerate);
+        connected.push((device.config(), stream.map_err(|error| RunError::Disk(device.name.clone(), error))?));
+    }
+    // Kernel and initrd are the vmm's from here on; the images stay, for a device that is to be replaced.
+    Ok((vmm.start(options, &resources, connected)?, Devices::new(devices, tolerate)))
 }
 
 /// Says how it ended, prints counters, and finds the exit code.
@@ -77,19 +100,6 @@ fn conclude(end: End, options: &RunOptions) -> Result<u8, RunError> {
         Outcome::Unsupported(_) | Outcome::StartFailed(_) => tracing::error!("{outcome}"),
     }
     Ok(outcome.exit_code())
-}
-
-/// How a process died. In its PID namespace a process tells of a deadly signal by its exit code.
-fn manner(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Signaled(_, signal, _) => format!("signal {signal}"),
-        WaitStatus::Exited(_, last_words::VIOLATION) => "it broke its profile".into(),
-        WaitStatus::Exited(_, code) => match Signal::try_from(code - 128) {
-            Ok(signal) => format!("{signal}, by its own account"),
-            Err(_) => format!("exit code {code}"),
-        },
-        other => format!("{other:?}"),
-    }
 }
 
 /// Counters go to standard error: standard output is the guest's.

@@ -1,15 +1,17 @@
-//! Watches a running vmm: its console, its reports, its death, and the operator's signals, in one loop.
+//! Watches a running machine: the vmm's console, reports and death, its devices' processes, and the operator's signals, in
+//! one loop.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ipc::ChannelError;
-use ipc::control::{DeviceEvent, FromVmm, ToVmm};
+use ipc::control::{FromVmm, ToVmm};
 use ipc::outcome::{Outcome, cause_chain};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
 
+use crate::devices::{Devices, Part};
 use crate::escape::Action;
 use crate::heart::{Heart, Pulse};
 use crate::relay::Relay;
@@ -21,8 +23,23 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// How long the vmm may take to end after it was told to.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 
-/// What is waited for at a time.
-const SOURCES: usize = 7;
+/// Between two questions whether the vmm answers, and silence that is worth a message. A vmm is not replaced for silence:
+/// the guest's state is in it.
+const BEAT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(30));
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Signal,
+    /// Before whatever is of devices: at its end, what becomes of them is of no interest.
+    Link,
+    VmmEnd,
+    Words,
+    Console,
+    Input,
+    Output,
+    Device(usize, Part),
+}
 
 /// How far the operator's wish to end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +67,9 @@ pub struct End {
 
 /// The loop's state.
 pub struct Supervisor {
+    // Before the devices, whose connections end with it.
     vmm: Vmm,
+    devices: Devices,
     relay: Relay,
     signals: StopSignals,
     ending: Ending,
@@ -63,9 +82,10 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Takes over a vmm that was just started.
-    pub fn new(vmm: Vmm, relay: Relay, signals: StopSignals) -> Self {
-        let (outcome, stats, status, heart) = (None, Vec::new(), None, Heart::new(Instant::now()));
-        Self { vmm, relay, signals, ending: Ending::No, outcome, stats, link_open: true, status, heart }
+    pub fn new(vmm: Vmm, devices: Devices, relay: Relay, signals: StopSignals) -> Self {
+        let (outcome, stats, status) = (None, Vec::new(), None);
+        let heart = Heart::new(Instant::now(), BEAT.0, BEAT.1);
+        Self { vmm, devices, relay, signals, ending: Ending::No, outcome, stats, link_open: true, status, heart }
     }
 
     /// Runs until the vmm has ended and its output has been shown.
@@ -84,27 +104,48 @@ impl Supervisor {
     /// Waits for one thing or more, and serves it.
     fn turn(&mut self) -> io::Result<()> {
         let stdin = io::stdin();
-        let output = self.relay.output();
-        let sources: [(BorrowedFd<'_>, PollFlags, bool); SOURCES] = [
-            (self.signals.as_fd(), PollFlags::POLLIN, true),
-            (self.vmm.pidfd(), PollFlags::POLLIN, self.status.is_none()),
-            (self.vmm.link.as_fd(), PollFlags::POLLIN, self.link_open),
-            (self.vmm.words.as_fd(), PollFlags::POLLIN, self.vmm.words.open()),
-            (self.vmm.console.as_fd(), self.console_flags(), !self.console_flags().is_empty()),
-            (stdin.as_fd(), PollFlags::POLLIN, self.relay.wants_input() && self.status.is_none()),
-            (output.unwrap_or(stdin.as_fd()), PollFlags::POLLOUT, output.is_some()),
-        ];
-        let active: Vec<usize> = (0..sources.len()).filter(|i| sources[*i].2).collect();
-        let mut fds: Vec<PollFd<'_>> = active.iter().map(|i| PollFd::new(sources[*i].0, sources[*i].1)).collect();
+        let sources = self.sources(stdin.as_fd());
+        let mut fds: Vec<PollFd<'_>> = sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
         match poll(&mut fds, self.timeout()) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut ready = [PollFlags::empty(); SOURCES];
-        for (i, fd) in active.iter().zip(&fds) {
-            ready[*i] = fd.revents().unwrap_or(PollFlags::empty());
+        let ready: Vec<(Source, PollFlags)> = sources
+            .iter()
+            .zip(&fds)
+            .filter_map(|((source, ..), fd)| Some((*source, fd.revents().filter(|flags| !flags.is_empty())?)))
+            .collect();
+        for (source, flags) in ready {
+            self.serve(source, flags)?;
         }
-        self.serve(ready)
+        self.devices.turn(Instant::now(), &mut self.vmm.link);
+        self.check_patience()
+    }
+
+    fn sources<'a>(&'a self, stdin: BorrowedFd<'a>) -> Vec<(Source, BorrowedFd<'a>, PollFlags)> {
+        let (input, running) = (PollFlags::POLLIN, self.status.is_none());
+        let mut sources = vec![(Source::Signal, self.signals.as_fd(), input)];
+        if self.link_open {
+            sources.push((Source::Link, self.vmm.link.as_fd(), input));
+        }
+        if running {
+            sources.push((Source::VmmEnd, self.vmm.process.pidfd(), input));
+        }
+        if self.vmm.process.words.open() {
+            sources.push((Source::Words, self.vmm.process.words.as_fd(), input));
+        }
+        let console = self.console_flags();
+        if !console.is_empty() {
+            sources.push((Source::Console, self.vmm.console.as_fd(), console));
+        }
+        if self.relay.wants_input() && running {
+            sources.push((Source::Input, stdin, input));
+        }
+        if let Some(output) = self.relay.output() {
+            sources.push((Source::Output, output, PollFlags::POLLOUT));
+        }
+        sources.extend(self.devices.sources().into_iter().map(|(i, part, fd)| (Source::Device(i, part), fd, input)));
+        sources
     }
 
     fn console_flags(&self) -> PollFlags {
@@ -114,40 +155,49 @@ impl Supervisor {
         flags
     }
 
-    fn serve(&mut self, ready: [PollFlags; SOURCES]) -> io::Result<()> {
-        let [signal, exited, link, words, console, input, output] = ready;
-        if !signal.is_empty() && self.signals.take().is_some() {
-            self.asked_to_end();
-        }
-        if !link.is_empty() {
-            self.take_reports();
-        }
-        if !words.is_empty() {
-            self.vmm.words.read();
-        }
-        if console.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-            self.relay.read_console(&mut self.vmm.console);
-        }
-        if console.contains(PollFlags::POLLOUT) {
-            self.relay.write_console(&mut self.vmm.console);
-        }
-        if !input.is_empty() {
-            for action in self.relay.read_input() {
-                match action {
-                    Action::Quit => self.stop(),
-                    Action::PowerButton => self.request(&ToVmm::PowerButton),
-                    Action::Help => {}
+    fn serve(&mut self, source: Source, flags: PollFlags) -> io::Result<()> {
+        match source {
+            Source::Signal => {
+                if self.signals.take().is_some() {
+                    self.asked_to_end();
                 }
             }
+            Source::Link => self.take_reports(),
+            Source::VmmEnd => {
+                self.status = Some(self.vmm.process.wait()?);
+                self.take_reports();
+                self.devices.retire();
+            }
+            Source::Words => self.vmm.process.words.read(),
+            Source::Console => self.serve_console(flags),
+            Source::Input => self.read_input(),
+            Source::Output => self.relay.write_output(),
+            Source::Device(index, part) => {
+                // A device ends because the vmm does: what the vmm said last was said before.
+                self.take_reports();
+                self.devices.serve(index, part, &mut self.vmm.link);
+            }
         }
-        if !output.is_empty() {
-            self.relay.write_output();
+        Ok(())
+    }
+
+    fn serve_console(&mut self, flags: PollFlags) {
+        if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            self.relay.read_console(&mut self.vmm.console);
         }
-        if !exited.is_empty() {
-            self.status = Some(self.vmm.wait()?);
-            self.take_reports();
+        if flags.contains(PollFlags::POLLOUT) {
+            self.relay.write_console(&mut self.vmm.console);
         }
-        self.check_patience()
+    }
+
+    fn read_input(&mut self) {
+        for action in self.relay.read_input() {
+            match action {
+                Action::Quit => self.stop(),
+                Action::PowerButton => self.request(&ToVmm::PowerButton),
+                Action::Help => {}
+            }
+        }
     }
 
     fn request(&mut self, request: &ToVmm) {
@@ -179,7 +229,7 @@ impl Supervisor {
     /// Also gives up on output that nobody reads.
     fn kill(&mut self) {
         if self.status.is_none() {
-            self.vmm.kill();
+            self.vmm.process.kill();
         }
         self.ending = Ending::Killed;
     }
@@ -213,6 +263,7 @@ impl Supervisor {
             Ending::Asked(until) | Ending::Stopping(until) => until.min(beat),
             Ending::No | Ending::Killed => beat,
         };
+        let until = self.devices.next().map_or(until, |next| until.min(next));
         let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
         PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
     }
@@ -240,27 +291,21 @@ impl Supervisor {
                 self.stats.insert(0, ("vmm.startup_us".into(), startup_ns / 1000));
             }
             FromVmm::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
-            FromVmm::Device { name, event } => tell(&name, &event),
+            FromVmm::Device { device, connection, event } => {
+                self.devices.reported(device, connection, event, &mut self.vmm.link);
+            }
             FromVmm::Alive(number) => {
                 if self.heart.answered(number, Instant::now()) {
                     tracing::info!("the vmm answers again");
                 }
             }
             FromVmm::Ended { outcome, stats } => {
+                self.devices.retire();
                 self.outcome = Some(outcome);
                 self.stats.extend(stats);
             }
             // Told before the guest was started; log events do not come here.
             FromVmm::Ready { .. } | FromVmm::Log(_) => {}
         }
-    }
-}
-
-/// Tells the operator what became of a device.
-fn tell(name: &str, event: &DeviceEvent) {
-    match event {
-        DeviceEvent::Lost(reason) => tracing::error!("{name}: its back end is gone: {reason}"),
-        DeviceEvent::Restored => tracing::info!("{name}: a back end serves it again"),
-        DeviceEvent::NeedsReset(reason) => tracing::warn!("{name}: it asked the guest's driver for a reset: {reason}"),
     }
 }

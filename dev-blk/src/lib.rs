@@ -4,7 +4,8 @@
 //! `device` carries a request out on a disk; `queue` does that for all chains of a virtqueue; `backend` connects queues to
 //! vhost-user; `server` accepts connections. `config` is what the guest reads of the device, `spin` how a worker waits,
 //! `complain` keeps a guest from filling the log, `control` takes
-//! commands from whoever started the process, `announce` tells a front end of a new size, `inherit` takes descriptors over, `options` is the command line.
+//! commands from whoever started the process, `announce` tells a front end of a new size, `inherit` takes descriptors over,
+//! `options` is the command line. `confined` is the life of the process that `bulkhead run` starts for each disk.
 //!
 //! # Confinement
 //!
@@ -45,6 +46,7 @@ pub mod announce;
 pub mod backend;
 pub mod complain;
 pub mod config;
+pub mod confined;
 pub mod control;
 pub mod device;
 pub mod disk;

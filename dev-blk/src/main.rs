@@ -1,7 +1,7 @@
 //! The disk process: opens or takes over an image and a socket, then serves. See the library for what it does.
 //!
-//! Exit codes: 0 when a front end on `--fd` has left, 2 when the command line is wrong, 4 when the disk could not be
-//! served.
+//! Exit codes: 0 when a front end on `--fd`, or the vmm, has left; 2 when the command line is wrong; 4 when the disk could
+//! not be served; 128 and a signal's number when the process died of it.
 #![allow(unsafe_code)]
 
 use std::error::Error;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use dev_blk::announce::Announcer;
+use dev_blk::confined;
 use dev_blk::control;
 use dev_blk::device::Device;
 use dev_blk::disk::open::{self, Source};
@@ -29,6 +30,9 @@ fn main() -> ExitCode {
     if options.print_capabilities {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;
+    }
+    if options.confined {
+        return confined::main(inherited, options.allow_missing);
     }
     log_to_stderr(options.json);
     match run(options, inherited) {

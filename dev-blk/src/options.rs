@@ -10,7 +10,7 @@ use crate::disk::{Cache, Format};
 /// Serves one disk image to a virtual machine monitor over vhost-user.
 #[derive(Debug, Parser)]
 #[command(name = "bulkhead-dev-blk", version)]
-#[command(group = ArgGroup::new("socket").required(true).args(["socket_path", "fd", "print_capabilities"]))]
+#[command(group = ArgGroup::new("socket").required(true).args(["socket_path", "fd", "print_capabilities", "confined"]))]
 #[command(group = ArgGroup::new("image").args(["path", "disk_fd"]))]
 pub struct Options {
     /// Listen for front ends on a socket at this path, one after the other
@@ -19,17 +19,23 @@ pub struct Options {
     /// Serve one front end on this inherited, listening unix socket
     #[arg(long, value_name = "N")]
     pub fd: Option<RawFd>,
+    /// Started by `bulkhead run`: sheds every right, then takes everything else from its control channel, descriptor 3
+    #[arg(long, hide = true)]
+    pub confined: bool,
+    /// With --confined: go on without this layer of confinement
+    #[arg(long, hide = true, value_name = "LAYER", requires = "confined")]
+    pub allow_missing: Vec<policy::Layer>,
     /// Say what this back end can do, as JSON, and end
     #[arg(long)]
     pub print_capabilities: bool,
     /// The image: a file or a block device; it is locked
-    #[arg(long, visible_alias = "blk-file", value_name = "PATH", required_unless_present_any = ["disk_fd", "print_capabilities"])]
+    #[arg(long, visible_alias = "blk-file", value_name = "PATH", required_unless_present_any = ["disk_fd", "print_capabilities", "confined"])]
     pub path: Option<PathBuf>,
     /// The image as an inherited descriptor; who opened it holds the lock
     #[arg(long, value_name = "N")]
     pub disk_fd: Option<RawFd>,
     /// The image's format; it is never guessed
-    #[arg(long, value_enum, required_unless_present = "print_capabilities")]
+    #[arg(long, value_enum, required_unless_present_any = ["print_capabilities", "confined"])]
     pub format: Option<Format>,
     /// How far a completed write has come
     #[arg(long, value_enum, default_value_t = Cache::Writeback)]

@@ -1,4 +1,4 @@
-//! The messages between the broker and the vmm, and the table that says which is permitted when.
+//! The messages between the broker and the processes that it confines, and the table that says which is permitted when.
 //!
 //! ```text
 //! broker                          vmm
@@ -9,16 +9,20 @@
 //!   ◄────────────────────────────── Started, and what happens from then on
 //!   ◄────────────────────────────── Ended
 //! ```
+//!
+//! The process behind a device is started and verified the same way; see [`ToDevice`].
 
+mod back_end;
 mod device;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
+pub use back_end::{Cache, Format, FromDevice, MAX_SERIAL, Serve, ToDevice};
 pub use device::{DeviceEvent, DiskConfig, MAX_BOUNCE, MAX_DISKS, MAX_NAME, MIN_BOUNCE};
-pub use table::{Conversation, Phase};
+pub use table::{Conversation, Permitted, Phase, Row};
 
-use crate::channel::{Channel, Message};
+use crate::channel::Message;
 use crate::outcome::Outcome;
 use crate::telemetry::Record;
 
@@ -33,11 +37,6 @@ const MAX_TEXT: usize = 8 << 10;
 /// Most counters at the end.
 const MAX_COUNTERS: usize = 4096;
 
-/// The broker's end.
-pub type BrokerChannel = Channel<ToVmm, FromVmm>;
-/// The vmm's end.
-pub type VmmChannel = Channel<FromVmm, ToVmm>;
-
 /// What the broker says to the vmm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToVmm {
@@ -50,6 +49,17 @@ pub enum ToVmm {
     PowerButton,
     /// Are you there?
     Beat(u32),
+    /// Another process is behind this device, reached by the socket that comes along: what is outstanding goes there.
+    /// Connections of a device are counted from 0; this is the next.
+    Replace {
+        /// Number of the device, as in [`Start::disks`].
+        device: u16,
+    },
+    /// No process will be behind this device: what is outstanding and what comes fails, until it is replaced.
+    Abandon {
+        /// Number of the device.
+        device: u16,
+    },
     /// End now.
     Stop,
 }
@@ -110,8 +120,10 @@ pub enum FromVmm {
     },
     /// Something became of a device's process or driver.
     Device {
-        /// The device's name.
-        name: String,
+        /// Number of the device, as in [`Start::disks`].
+        device: u16,
+        /// The connection that this is about, counted from 0.
+        connection: u64,
         /// What.
         event: DeviceEvent,
     },
@@ -132,7 +144,8 @@ impl Message for ToVmm {
     fn descriptors(&self) -> usize {
         match self {
             Self::Start(start) => 2 + usize::from(start.initrd) + start.disks.len(),
-            Self::Prepare(_) | Self::PowerButton | Self::Beat(_) | Self::Stop => 0,
+            Self::Replace { .. } => 1,
+            Self::Prepare(_) | Self::PowerButton | Self::Beat(_) | Self::Abandon { .. } | Self::Stop => 0,
         }
     }
 
@@ -140,6 +153,7 @@ impl Message for ToVmm {
         match self {
             Self::Prepare(prepare) => prepare.validate(),
             Self::Start(start) => start.validate(),
+            Self::Replace { device } | Self::Abandon { device } => device::validate_number(*device),
             Self::PowerButton | Self::Beat(_) | Self::Stop => Ok(()),
         }
     }
@@ -170,15 +184,11 @@ impl Message for FromVmm {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let short = |text: &str| match text.len() {
-            ..=MAX_TEXT => Ok(()),
-            long => Err(format!("a text of {long} bytes")),
-        };
         match self {
             Self::Ready { missing, .. } => missing.iter().try_for_each(|name| short(name)),
             Self::Started { protocol, engine, .. } => short(protocol).and(short(engine)),
             Self::Rebooted { cause } => short(cause),
-            Self::Device { name, event } => short(name).and(short(event.reason())),
+            Self::Device { device, event, .. } => device::validate_number(*device).and(short(event.reason())),
             Self::Alive(_) => Ok(()),
             Self::Log(record) => record.validate(),
             Self::Ended { stats, .. } if stats.len() > MAX_COUNTERS => Err(format!("{} counters", stats.len())),
@@ -186,6 +196,14 @@ impl Message for FromVmm {
                 short(&outcome.to_string()).and(stats.iter().try_for_each(|(name, _)| short(name)))
             }
         }
+    }
+}
+
+/// A text of a confined process must not fill the broker's memory.
+fn short(text: &str) -> Result<(), String> {
+    match text.len() {
+        ..=MAX_TEXT => Ok(()),
+        long => Err(format!("a text of {long} bytes")),
     }
 }
 

@@ -41,7 +41,7 @@ pub fn build(debian: &Debian, contents: Contents, dir: &Path) -> io::Result<Path
     if let Some(flavour) = contents.disk {
         let objects = debian.modules(flavour).map_err(io::Error::other)?;
         modules::add(&mut image, &objects, &["virtio_pci", "virtio_blk"])?;
-        for name in ["disk.sh", "fixed.sh"] {
+        for name in ["disk.sh", "fixed.sh", "churn.sh"] {
             image.file(&format!("suite/{name}"), 0o644, &fs::read(scripts.join(name))?)?;
         }
     }

@@ -4,7 +4,8 @@
 //! `modules` picks the kernel modules that a guest loads; `initramfs` packs all of it into an image; `monitor` runs that image on Bulkhead or on QEMU and `console` talks to its
 //! serial line; `script` says what is run in the guest and natively, and compares. `bare` builds guests without any
 //! operating system. `oracle` is this host's own processor, `generate` makes random instructions for it, and
-//! `differential` compares. `red_team` tries to get out of confinement, `trace` sees which rules of a profile are used. `workspace` knows where the repository's own binaries are.
+//! `differential` compares. `red_team` tries to get out of confinement, `trace` sees which rules of a profile are used,
+//! `processes` looks at a machine's processes. `workspace` knows where the repository's own binaries are.
 
 pub mod bare;
 pub mod bench;
@@ -21,7 +22,7 @@ pub mod lock;
 pub mod modules;
 pub mod monitor;
 pub mod oracle;
-pub mod process;
+pub mod processes;
 pub mod red_team;
 pub mod script;
 pub mod trace;

@@ -2,8 +2,8 @@
 //! profile are used.
 //!
 //! The tracer is the thread that calls [`Traced::watch`]; it starts `bulkhead` itself, follows every process and thread
-//! that comes of it, and counts what confined ones ask for. A process counts from when it has installed the last of its
-//! filters on, as everything before is not the profile's concern.
+//! that comes of it, and counts what the confined ones of one role ask for. A process counts from when it has installed the
+//! last of its filters on, as everything before is not the profile's concern.
 #![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use policy::Role;
 use policy::profile::{Facts, Profile};
 
 use crate::console::Console;
@@ -38,6 +39,8 @@ pub struct Traced<'a> {
     /// Thread group of each thread, and how many filters each group has installed.
     groups: HashMap<Pid, Pid>,
     installed: HashMap<Pid, usize>,
+    /// Whether a group is of the profile's role, once it was asked.
+    ours: HashMap<Pid, bool>,
     /// Threads that are inside a call.
     inside: BTreeSet<Pid>,
     used: Used,
@@ -65,7 +68,7 @@ impl<'a> Traced<'a> {
         ptrace::syscall(root, None)?;
         let filters = profile.compile(Facts { pid: 1 }).map_err(io::Error::other)?.len();
         let (groups, installed, inside) = (HashMap::from([(root, root)]), HashMap::new(), BTreeSet::new());
-        let traced = Self { profile, filters, groups, installed, inside, used: Used::default() };
+        let traced = Self { profile, filters, groups, installed, ours: HashMap::new(), inside, used: Used::default() };
         traced.follow(root)
     }
 
@@ -115,7 +118,9 @@ impl<'a> Traced<'a> {
             *installed += 1;
         } else if *installed >= self.filters {
             let r = registers;
-            self.count(number, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]);
+            if *self.ours.entry(group).or_insert_with(|| runs(group, self.profile.role)) {
+                self.count(number, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]);
+            }
         }
         Ok(())
     }
@@ -154,4 +159,10 @@ fn group_of(thread: Pid) -> Pid {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("Tgid:"));
     line.and_then(|l| l.trim().parse().ok()).map_or(thread, Pid::from_raw)
+}
+
+/// True if a process runs the program of `role`. The kernel keeps 15 bytes of a name.
+fn runs(group: Pid, role: Role) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{group}/comm")).unwrap_or_default();
+    !name.trim_end().is_empty() && format!("bulkhead-{role}").starts_with(name.trim_end())
 }

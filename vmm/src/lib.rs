@@ -14,7 +14,9 @@ pub mod engine;
 pub mod inherit;
 pub mod machine;
 pub mod mmu;
-pub mod uplink;
 pub mod virtio;
 
 pub use ipc::outcome;
+
+/// This process's end of the conversation with the broker.
+pub type Uplink = ipc::uplink::Uplink<ipc::control::FromVmm, ipc::control::ToVmm>;

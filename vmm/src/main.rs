@@ -18,12 +18,12 @@ use policy::confine::{ConfineError, Confinement, confine};
 use policy::layer::UnknownLayer;
 use policy::{Layers, Role, last_words};
 use tracing_subscriber::prelude::*;
+use vmm::Uplink;
 use vmm::boot::{BootError, Image, Payload};
 use vmm::cpu::{CpuModel, SelectionError};
 use vmm::inherit;
 use vmm::machine::{Disk, Foundation, Machine, MachineError, Parts};
 use vmm::outcome::{self, Outcome, cause_chain};
-use vmm::uplink::Uplink;
 
 /// Why the machine was not started.
 #[derive(Debug, thiserror::Error)]

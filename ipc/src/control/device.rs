@@ -41,6 +41,11 @@ impl DeviceEvent {
     }
 }
 
+/// Checks the number of a device.
+pub(super) fn validate_number(device: u16) -> Result<(), String> {
+    if usize::from(device) < MAX_DISKS { Ok(()) } else { Err(format!("device number {device}")) }
+}
+
 /// Checks what decoding cannot: number, names and sizes of disks.
 pub(super) fn validate(disks: &[DiskConfig]) -> Result<(), String> {
     if disks.len() > MAX_DISKS {

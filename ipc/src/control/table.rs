@@ -1,20 +1,20 @@
-//! Which message is permitted in which state of the conversation: the one table, used by both ends.
+//! Which message is permitted in which state of a conversation: the one table of each kind of process, used by both ends.
 
-use super::{FromVmm, ToVmm};
+use super::{FromDevice, FromVmm, ToDevice, ToVmm};
 use crate::channel::ChannelError;
 
-/// How far a conversation has come.
+/// How far a conversation with a process has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Nothing was said.
     New,
-    /// The vmm knows what to make, and confines itself.
+    /// It knows what to make, and confines itself.
     Confining,
     /// It says that it is confined; the broker is to look.
     Confined,
-    /// It has what it needs, and starts the guest.
+    /// It has what it needs, and prepares its work.
     Starting,
-    /// The guest runs.
+    /// It works: the guest runs, or the disk is served.
     Running,
     /// It is over.
     Ended,
@@ -27,63 +27,81 @@ impl Phase {
     fn name(self) -> &'static str {
         match self {
             New => "nothing has been said",
-            Confining => "the vmm confines itself",
-            Confined => "the vmm waits to be verified",
-            Starting => "the guest is being started",
-            Running => "the guest runs",
-            Ended => "the machine has ended",
+            Confining => "the process confines itself",
+            Confined => "the process waits to be verified",
+            Starting => "the process prepares its work",
+            Running => "the process works",
+            Ended => "the process has ended",
         }
     }
 }
 
 /// A row: the message, the states in which it is permitted (where it leads is the second, None for nowhere), each once.
-type Row = (&'static str, &'static [(Phase, Option<Phase>)]);
+pub type Row = (&'static str, &'static [(Phase, Option<Phase>)]);
+
+/// A message that has its row in a table.
+pub trait Permitted {
+    /// The row.
+    fn row(&self) -> &'static Row;
+}
 
 /// Everywhere but at the beginning and at the end, changing nothing.
 const ANY_TIME: &[(Phase, Option<Phase>)] = &[(Confining, None), (Confined, None), (Starting, None), (Running, None)];
-/// Once there is a machine.
+/// Once it has what it works with.
 const STARTED: &[(Phase, Option<Phase>)] = &[(Starting, None), (Running, None)];
 
-const TO_VMM: [Row; 5] = [
-    ("Prepare", &[(New, Some(Confining))]),
-    ("Start", &[(Confined, Some(Starting))]),
-    ("PowerButton", STARTED),
-    ("Beat", STARTED),
-    ("Stop", ANY_TIME),
-];
-
+/// The last message.
 const ENDS: &[(Phase, Option<Phase>)] =
     &[(Confining, Some(Ended)), (Confined, Some(Ended)), (Starting, Some(Ended)), (Running, Some(Ended))];
 
-const FROM_VMM: [Row; 7] = [
-    ("Ready", &[(Confining, Some(Confined))]),
-    ("Started", &[(Starting, Some(Running))]),
-    ("Rebooted", &[(Running, None)]),
-    ("Device", STARTED),
-    ("Alive", STARTED),
-    ("Log", ANY_TIME),
-    ("Ended", ENDS),
-];
-
-fn row_to(message: &ToVmm) -> &'static Row {
-    match message {
-        ToVmm::Prepare(_) => &TO_VMM[0],
-        ToVmm::Start(_) => &TO_VMM[1],
-        ToVmm::PowerButton => &TO_VMM[2],
-        ToVmm::Beat(_) => &TO_VMM[3],
-        ToVmm::Stop => &TO_VMM[4],
+impl Permitted for ToVmm {
+    fn row(&self) -> &'static Row {
+        match self {
+            Self::Prepare(_) => &("Prepare", &[(New, Some(Confining))]),
+            Self::Start(_) => &("Start", &[(Confined, Some(Starting))]),
+            Self::PowerButton => &("PowerButton", STARTED),
+            Self::Beat(_) => &("Beat", STARTED),
+            Self::Replace { .. } => &("Replace", STARTED),
+            Self::Abandon { .. } => &("Abandon", STARTED),
+            Self::Stop => &("Stop", ANY_TIME),
+        }
     }
 }
 
-fn row_from(message: &FromVmm) -> &'static Row {
-    match message {
-        FromVmm::Ready { .. } => &FROM_VMM[0],
-        FromVmm::Started { .. } => &FROM_VMM[1],
-        FromVmm::Rebooted { .. } => &FROM_VMM[2],
-        FromVmm::Device { .. } => &FROM_VMM[3],
-        FromVmm::Alive(_) => &FROM_VMM[4],
-        FromVmm::Log(_) => &FROM_VMM[5],
-        FromVmm::Ended { .. } => &FROM_VMM[6],
+impl Permitted for FromVmm {
+    fn row(&self) -> &'static Row {
+        match self {
+            Self::Ready { .. } => &("Ready", &[(Confining, Some(Confined))]),
+            Self::Started { .. } => &("Started", &[(Starting, Some(Running))]),
+            Self::Rebooted { .. } => &("Rebooted", &[(Running, None)]),
+            Self::Device { .. } => &("Device", STARTED),
+            Self::Alive(_) => &("Alive", STARTED),
+            Self::Log(_) => &("Log", ANY_TIME),
+            Self::Ended { .. } => &("Ended", ENDS),
+        }
+    }
+}
+
+impl Permitted for ToDevice {
+    fn row(&self) -> &'static Row {
+        match self {
+            Self::Prepare { .. } => &("Prepare", &[(New, Some(Confining))]),
+            Self::Serve(_) => &("Serve", &[(Confined, Some(Starting))]),
+            Self::Beat(_) => &("Beat", STARTED),
+            Self::Resize => &("Resize", &[(Running, None)]),
+        }
+    }
+}
+
+impl Permitted for FromDevice {
+    fn row(&self) -> &'static Row {
+        match self {
+            Self::Ready { .. } => &("Ready", &[(Confining, Some(Confined))]),
+            Self::Serving { .. } => &("Serving", &[(Starting, Some(Running))]),
+            Self::Alive(_) => &("Alive", STARTED),
+            Self::Log(_) => &("Log", ANY_TIME),
+            Self::Failed(_) => &("Failed", ENDS),
+        }
     }
 }
 
@@ -103,17 +121,9 @@ impl Conversation {
         self.0
     }
 
-    /// A message from the broker: an error if it is not permitted now.
-    pub fn to_vmm(&mut self, message: &ToVmm) -> Result<(), ChannelError> {
-        self.step(row_to(message))
-    }
-
-    /// A message from the vmm: an error if it is not permitted now.
-    pub fn from_vmm(&mut self, message: &FromVmm) -> Result<(), ChannelError> {
-        self.step(row_from(message))
-    }
-
-    fn step(&mut self, (message, states): &Row) -> Result<(), ChannelError> {
+    /// A message in either direction: an error if it is not permitted now.
+    pub fn pass(&mut self, message: &impl Permitted) -> Result<(), ChannelError> {
+        let (message, states) = message.row();
         match states.iter().find(|(phase, _)| *phase == self.0) {
             Some((_, next)) => {
                 self.0 = next.unwrap_or(self.0);

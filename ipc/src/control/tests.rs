@@ -32,8 +32,12 @@ fn ended() -> FromVmm {
     FromVmm::Ended { outcome: Outcome::PowerOff, stats: vec![("a".into(), 1)] }
 }
 
+fn record() -> Record {
+    Record { severity: crate::telemetry::Severity::Info, text: "x".into(), lost: 0 }
+}
+
 fn log() -> FromVmm {
-    FromVmm::Log(Record { severity: crate::telemetry::Severity::Info, text: "x".into(), lost: 0 })
+    FromVmm::Log(record())
 }
 
 /// Every message of each kind.
@@ -43,10 +47,12 @@ fn all() -> (Vec<ToVmm>, Vec<FromVmm>) {
         start_with(true, &[disk("disk0", MIN_BOUNCE)]),
         ToVmm::PowerButton,
         ToVmm::Beat(1),
+        ToVmm::Replace { device: 0 },
+        ToVmm::Abandon { device: 15 },
         ToVmm::Stop,
     ];
     let rebooted = FromVmm::Rebooted { cause: "reset".into() };
-    let device = FromVmm::Device { name: "disk0".into(), event: DeviceEvent::Lost("it hung up".into()) };
+    let device = FromVmm::Device { device: 0, connection: 1, event: DeviceEvent::Lost("it hung up".into()) };
     (to, vec![ready(), started(), rebooted, device, FromVmm::Alive(1), log(), ended()])
 }
 
@@ -54,11 +60,11 @@ fn all() -> (Vec<ToVmm>, Vec<FromVmm>) {
 fn at(phase: Phase) -> Conversation {
     let mut c = Conversation::default();
     let steps: [&dyn Fn(&mut Conversation); 5] = [
-        &|c| c.to_vmm(&prepare()).unwrap(),
-        &|c| c.from_vmm(&ready()).unwrap(),
-        &|c| c.to_vmm(&start(false)).unwrap(),
-        &|c| c.from_vmm(&started()).unwrap(),
-        &|c| c.from_vmm(&ended()).unwrap(),
+        &|c| c.pass(&prepare()).unwrap(),
+        &|c| c.pass(&ready()).unwrap(),
+        &|c| c.pass(&start(false)).unwrap(),
+        &|c| c.pass(&started()).unwrap(),
+        &|c| c.pass(&ended()).unwrap(),
     ];
     for step in steps {
         if c.phase() == phase {
@@ -77,20 +83,20 @@ const PHASES: [Phase; 6] =
 #[test]
 fn each_message_is_permitted_where_it_belongs_and_nowhere_else() {
     let (to, from) = all();
-    let letters = ["P", "S", "b", "h", "x", "R", "s", "r", "d", "a", "l", "E"];
+    let letters = ["P", "S", "b", "h", "p", "g", "x", "R", "s", "r", "d", "a", "l", "E"];
     let permitted = PHASES.map(|phase| {
-        let to = to.iter().map(|m| at(phase).to_vmm(m).is_ok());
-        let from = from.iter().map(|m| at(phase).from_vmm(m).is_ok());
+        let to = to.iter().map(|m| at(phase).pass(m).is_ok());
+        let from = from.iter().map(|m| at(phase).pass(m).is_ok());
         to.chain(from).zip(letters).filter(|(ok, _)| *ok).map(|(_, letter)| letter).collect::<String>()
     });
-    assert_eq!(permitted, ["P", "xRlE", "SxlE", "bhxsdalE", "bhxrdalE", ""]);
+    assert_eq!(permitted, ["P", "xRlE", "SxlE", "bhpgxsdalE", "bhpgxrdalE", ""]);
 }
 
 #[test]
 fn a_message_out_of_state_says_so_and_changes_nothing() {
     let mut c = at(Phase::Running);
-    let error = c.from_vmm(&ready()).unwrap_err().to_string();
-    assert_eq!(error, "Ready is not permitted while the guest runs");
+    let error = c.pass(&ready()).unwrap_err().to_string();
+    assert_eq!(error, "Ready is not permitted while the process works");
     assert_eq!(c.phase(), Phase::Running);
 }
 
@@ -124,10 +130,11 @@ fn disks_that_make_no_sense_are_refused() {
         assert!(refused(&[disk("a", bounce)]).contains("bounce"), "{bounce}");
     }
     let long = "x".repeat(MAX_TEXT + 1);
-    let device = |name: &str, event| FromVmm::Device { name: name.into(), event }.validate();
-    assert!(device("disk0", DeviceEvent::Restored).is_ok() && device(&long, DeviceEvent::Restored).is_err());
-    assert!(device("disk0", DeviceEvent::Lost(long.clone())).is_err());
-    assert!(device("disk0", DeviceEvent::NeedsReset(long)).is_err());
+    let device = |device, event| FromVmm::Device { device, connection: 0, event }.validate();
+    assert!(device(15, DeviceEvent::Restored).is_ok() && device(16, DeviceEvent::Restored).is_err());
+    assert!(device(0, DeviceEvent::Lost(long.clone())).is_err());
+    assert!(device(0, DeviceEvent::NeedsReset(long)).is_err());
+    assert!(ToVmm::Replace { device: 16 }.validate().is_err() && ToVmm::Abandon { device: 16 }.validate().is_err());
 }
 
 #[test]
@@ -136,8 +143,50 @@ fn descriptors_are_those_that_the_message_names() {
     let disks = [disk("disk0", MIN_BOUNCE), disk("disk1", MAX_BOUNCE)];
     assert_eq!((start_with(false, &disks[..1]).descriptors(), start_with(true, &disks).descriptors()), (3, 5));
     let (to, from) = all();
-    assert!(to.iter().filter(|m| !matches!(m, ToVmm::Start(_))).all(|m| m.descriptors() == 0));
+    let with = |m: &&ToVmm| matches!(m, ToVmm::Start(_) | ToVmm::Replace { .. });
+    assert!(to.iter().filter(|m| !with(m)).all(|m| m.descriptors() == 0));
+    assert_eq!(ToVmm::Replace { device: 3 }.descriptors(), 1);
     assert!(from.iter().all(|m| m.descriptors() == 0));
+}
+
+/// As above, of a device's table.
+#[test]
+fn a_device_is_told_and_tells_what_belongs_to_its_state() {
+    let serve = |serial: &str, queues| {
+        let (format, cache, serial) = (Format::Raw, Cache::None, serial.into());
+        ToDevice::Serve(Serve { format, cache, read_only: true, serial, queues })
+    };
+    let prepare = ToDevice::Prepare { log_filter: "info".into() };
+    let ready = FromDevice::Ready { landlock_proved: true, missing: vec![] };
+    let serving = FromDevice::Serving { sectors: 1 };
+    let (failed, log) = (FromDevice::Failed("why".into()), FromDevice::Log(record()));
+    let at = |steps: usize| {
+        let mut c = Conversation::default();
+        let all: [&dyn Fn(&mut Conversation); 5] = [
+            &|c| c.pass(&prepare).unwrap(),
+            &|c| c.pass(&ready).unwrap(),
+            &|c| c.pass(&serve("", 1)).unwrap(),
+            &|c| c.pass(&serving).unwrap(),
+            &|c| c.pass(&failed).unwrap(),
+        ];
+        all[..steps].iter().for_each(|step| step(&mut c));
+        c
+    };
+    let to = [("P", prepare.clone()), ("S", serve("", 1)), ("h", ToDevice::Beat(1)), ("z", ToDevice::Resize)];
+    let from =
+        [("R", ready.clone()), ("s", serving.clone()), ("a", FromDevice::Alive(1)), ("l", log), ("F", failed.clone())];
+    let permitted: Vec<String> = (0..=5)
+        .map(|steps| {
+            let to = to.iter().filter(|(_, m)| at(steps).pass(m).is_ok()).map(|(letter, _)| *letter);
+            to.chain(from.iter().filter(|(_, m)| at(steps).pass(m).is_ok()).map(|(letter, _)| *letter)).collect()
+        })
+        .collect();
+    assert_eq!(permitted, ["P", "RlF", "SlF", "hsalF", "hzalF", ""]);
+    assert_eq!((serve("", 1).descriptors(), prepare.descriptors(), failed.descriptors()), (2, 0, 0));
+    assert!(serve(&"x".repeat(MAX_SERIAL), 16).validate().is_ok());
+    assert!(serve(&"x".repeat(MAX_SERIAL + 1), 1).validate().is_err());
+    assert!(serve("", 0).validate().is_err() && serve("", 17).validate().is_err());
+    assert!(FromDevice::Failed("x".repeat(MAX_TEXT + 1)).validate().is_err());
 }
 
 proptest! {
@@ -147,7 +196,7 @@ proptest! {
         if let Ok(message) = decode::<FromVmm>(&bytes, 0) {
             let _ = message.validate();
             let mut c = at(Phase::Confining);
-            let permitted = c.from_vmm(&message).is_ok();
+            let permitted = c.pass(&message).is_ok();
             prop_assert_eq!(permitted, matches!(message, FromVmm::Ready { .. } | FromVmm::Log(_) | FromVmm::Ended { .. }));
         }
     }
@@ -171,7 +220,7 @@ proptest! {
         let place = |c: &Conversation| PHASES.iter().position(|p| *p == c.phase()).unwrap();
         for (ours, which) in order {
             let before = place(&c);
-            let ok = if ours { c.to_vmm(&to[which % to.len()]).is_ok() } else { c.from_vmm(&from[which]).is_ok() };
+            let ok = if ours { c.pass(&to[which % to.len()]).is_ok() } else { c.pass(&from[which]).is_ok() };
             let after = place(&c);
             let ends = PHASES[after] == Phase::Ended;
             prop_assert!(after == before || (ok && (after == before + 1 || ends)), "{before} to {after}");

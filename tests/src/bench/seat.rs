@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::debian::Debian;
 use crate::monitor::{Guest, Monitor, Running};
-use crate::process;
+use crate::processes;
 use crate::script::Native;
 
 const SILENCE: Duration = Duration::from_secs(900);
@@ -72,17 +72,17 @@ impl Seat {
     pub fn own_memory(&self) -> Option<u64> {
         match self {
             Self::Native(_) => None,
-            Self::Guest(running) => Some(process::own_memory(running.pid())),
+            Self::Guest(running) => Some(processes::own_memory(running.pid())),
         }
     }
 
     /// How much processor time the monitor used while the guest sat at its prompt for `wait`, as a fraction.
     pub fn idle_load(&self, wait: Duration) -> Option<f64> {
         let Self::Guest(running) = self else { return None };
-        let (before, started) = (process::cpu_ticks(running.pid()), Instant::now());
+        let (before, started) = (processes::cpu_ticks(running.pid()), Instant::now());
         std::thread::sleep(wait);
         // USER_HZ is 100 on every Linux this runs on.
-        Some((process::cpu_ticks(running.pid()) - before) as f64 / 100.0 / started.elapsed().as_secs_f64())
+        Some((processes::cpu_ticks(running.pid()) - before) as f64 / 100.0 / started.elapsed().as_secs_f64())
     }
 
     /// Powers a guest off; what the monitor then printed on standard error.

@@ -11,7 +11,7 @@ use clap::Parser;
 use tests::debian::{Debian, Flavour};
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor, Running};
-use tests::process;
+use tests::processes;
 use tests::script::{self, Native};
 
 /// Nothing printed for so long means stuck.
@@ -70,7 +70,7 @@ fn rounds(running: &mut Running, native: &str, scale: u32, length: Duration) -> 
         if !different.is_empty() {
             return Err(format!("round {} differs from native:\n{}", memory.len() + 1, different.join("\n")).into());
         }
-        memory.push(process::own_memory(running.pid()));
+        memory.push(processes::own_memory(running.pid()));
         let uptime = uptime.split_whitespace().next().unwrap_or("?");
         let megabytes = memory.last().map_or(0.0, |bytes| *bytes as f64 / f64::from(1 << 20));
         let host = running.started.elapsed().as_secs_f64();

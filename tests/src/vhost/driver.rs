@@ -108,7 +108,7 @@ impl Driver {
             name: "test".into(),
             kind: Box::new(Block),
             pins: Box::new(Slot(wires.clone())),
-            report: Box::new(move |event| reports.note(|seen| seen.events.push(event))),
+            report: Box::new(move |_, event| reports.note(|seen| seen.events.push(event))),
             front_end,
             first,
             ram: ram.clone(),

@@ -4,11 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use crate::Uplink;
 use crate::chipset::{Board, platform};
 use crate::cpu::Lines;
 use crate::mmu::GuestRam;
 use crate::outcome::cause_chain;
-use crate::uplink::Uplink;
 use crate::virtio::{Assigned, Block, Command, Event, FrontEnd, Kind, Parts, Pins, Port, VirtioPci, Wanted};
 use ipc::control::{DiskConfig, FromVmm};
 
@@ -104,9 +104,9 @@ fn plug(
         Some(Event::Lost { reason, .. }) => return Err(DiskError::Refused { name, reason }),
         _ => return Err(DiskError::Silent(name)),
     };
-    let (uplink, called) = (host.uplink.clone(), name.clone());
-    let report = move |event| {
-        let report = FromVmm::Device { name: called.clone(), event };
+    let (uplink, device) = (host.uplink.clone(), u16::from(slot - platform::VIRTIO_SLOT));
+    let report = move |connection, event| {
+        let report = FromVmm::Device { device, connection, event };
         if let Err(error) = uplink.say(&report) {
             tracing::debug!("reporting to the broker: {}", cause_chain(&error));
         }

@@ -12,9 +12,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::alarm::Alarm;
 use super::console::Console;
+use crate::Uplink;
 use crate::chipset::Board;
 use crate::cpu::Lines;
-use crate::uplink::Uplink;
+use crate::virtio::VirtioPci;
 
 /// What the processor's thread and the I/O thread share.
 pub struct Shared {
@@ -98,7 +99,7 @@ impl Shared {
 }
 
 /// Runs until the machine has ended and its output is written, or the operator cares no more.
-pub fn run(shared: &Shared, board: &Board, uplink: &Uplink, mut console: Console) {
+pub fn run(shared: &Shared, board: &Board, devices: &[Arc<VirtioPci>], uplink: &Uplink, mut console: Console) {
     let mut uplink_open = true;
     loop {
         let ended = shared.ended.load(Ordering::Acquire);
@@ -112,7 +113,7 @@ pub fn run(shared: &Shared, board: &Board, uplink: &Uplink, mut console: Console
             let _ = shared.wake.read();
         }
         if !orders.is_empty() {
-            uplink_open = obey(shared, board, uplink);
+            uplink_open = obey(shared, board, devices, uplink);
         }
         if stream.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
             console.pump(board, true);
@@ -147,12 +148,23 @@ fn wait(shared: &Shared, uplink: Option<&Uplink>, console: &Console) -> Option<[
 }
 
 /// Carries out what the broker asks for. False once it is gone, which is a stop.
-fn obey(shared: &Shared, board: &Board, uplink: &Uplink) -> bool {
+fn obey(shared: &Shared, board: &Board, devices: &[Arc<VirtioPci>], uplink: &Uplink) -> bool {
+    let device = |number: u16| devices.get(usize::from(number));
     match uplink.poll() {
         Ok(Some((ToVmm::PowerButton, _))) => board.press_power_button(),
         Ok(Some((ToVmm::Beat(number), _))) => {
             // A broker that does not read is told nothing; it asks again.
             let _ = uplink.say(&FromVmm::Alive(number));
+        }
+        Ok(Some((ToVmm::Replace { device: number }, descriptors))) => {
+            if let (Some(device), Some(socket)) = (device(number), descriptors.into_iter().next()) {
+                device.replace(socket);
+            }
+        }
+        Ok(Some((ToVmm::Abandon { device: number }, _))) => {
+            if let Some(device) = device(number) {
+                device.abandon();
+            }
         }
         Ok(Some((ToVmm::Stop, _))) => shared.stop(),
         // What the table does not permit while the guest runs was an error before it came here.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::Uplink;
 use crate::boot::tables::{self, Topology};
 use crate::boot::{BootError, Payload};
 use crate::chipset::{Board, BoardConfig, BoardEvent, Clock, Hook, Hooks};
@@ -23,7 +24,6 @@ use crate::cpu::{CpuModel, CpuState, Lines, Vcpu, eflags, host_tsc, seg};
 use crate::engine::{Engine, EngineError, Exit};
 use crate::mmu::{FRAME_SIZE, Flush, GuestRam, RamError};
 use crate::outcome::{Outcome, cause_chain};
-use crate::uplink::Uplink;
 use crate::virtio::{Dma, VirtioPci};
 use console::Console;
 use disks::Host;
@@ -166,10 +166,11 @@ impl Machine {
     fn start_io(&mut self) -> Result<thread::JoinHandle<()>, MachineError> {
         kick::adopt(&self.vcpu.lines);
         let (shared, board, uplink) = (self.shared.clone(), self.board.clone(), self.uplink.clone());
+        let devices = self.devices.clone();
         let console = self.console.take().unwrap_or_else(|| Console::new(None));
         thread::Builder::new()
             .name("io".into())
-            .spawn(move || io::run(&shared, &board, &uplink, console))
+            .spawn(move || io::run(&shared, &board, &devices, &uplink, console))
             .map_err(MachineError::Thread)
     }
 

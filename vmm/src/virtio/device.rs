@@ -40,8 +40,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How many needs of a reset the machine is told of.
 const COMPLAINTS: u32 = 8;
 
-/// What the machine is told of a device.
-pub type Report = Box<dyn Fn(DeviceEvent) + Send + Sync>;
+/// What the machine is told of a device, and of which connection: they are counted from 0.
+pub type Report = Box<dyn Fn(u64, DeviceEvent) + Send + Sync>;
 
 /// A connection with its bounce region.
 struct Peer {
@@ -254,7 +254,7 @@ impl Inner {
             // A guest can cause any number of these, and none is news after the first few.
             self.complaints = self.complaints.saturating_add(1);
             if self.complaints <= COMPLAINTS {
-                (self.report)(DeviceEvent::NeedsReset(reason));
+                (self.report)(self.serial, DeviceEvent::NeedsReset(reason));
             }
         }
     }

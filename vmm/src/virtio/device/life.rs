@@ -49,7 +49,7 @@ impl Inner {
         self.transport.common.offer(offers);
         let (config, region) = (offer.config.clone(), offer.region.clone());
         self.adopt(self.serial, offer, kicks);
-        (self.report)(DeviceEvent::Restored);
+        (self.report)(self.serial, DeviceEvent::Restored);
         if config != self.config {
             self.show(&config, &region);
             self.announce_config();
@@ -134,7 +134,7 @@ impl Inner {
     fn lost(&mut self, reason: String) {
         self.detach();
         self.over = true;
-        (self.report)(DeviceEvent::Lost(reason));
+        (self.report)(self.serial, DeviceEvent::Lost(reason));
     }
 
     fn detach(&mut self) {

@@ -1,53 +1,53 @@
-//! The vmm's end of the conversation with the broker. Every message either way passes the table of
-//! [`ipc::control`]; one that is not permitted is an error, and an error ends the machine.
+//! A confined process's end of the conversation with the broker. Every message either way passes the table of
+//! [`crate::control`]; one that is not permitted is an error, and an error ends the process.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use ipc::channel::{ChannelError, Delivery};
-use ipc::control::{Conversation, FromVmm, ToVmm, VmmChannel};
+use crate::channel::{Channel, ChannelError, Delivery, Message};
+use crate::control::{Conversation, Permitted};
 
-/// Shared by all threads of the process.
+/// Shared by all threads of the process. Says `Out`, hears `In`.
 #[derive(Debug)]
-pub struct Uplink {
-    channel: VmmChannel,
+pub struct Uplink<Out, In> {
+    channel: Channel<Out, In>,
     conversation: Mutex<Conversation>,
 }
 
-impl Uplink {
+impl<Out: Message + Permitted, In: Message + Permitted> Uplink<Out, In> {
     /// Over a socket on which nothing was said yet.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { channel: VmmChannel::new(socket), conversation: Mutex::default() }
+        Self { channel: Channel::new(socket), conversation: Mutex::default() }
     }
 
     /// Says something, without blocking. The lock is held until it is on its way: messages leave in the order in which
     /// they were permitted.
-    pub fn say(&self, message: &FromVmm) -> Result<(), ChannelError> {
+    pub fn say(&self, message: &Out) -> Result<(), ChannelError> {
         let mut conversation = self.conversation.lock().unwrap_or_else(PoisonError::into_inner);
         let mut after = *conversation;
-        after.from_vmm(message)?;
+        after.pass(message)?;
         self.channel.send(message, &[])?;
         *conversation = after;
         Ok(())
     }
 
     /// Waits for what the broker says next.
-    pub fn wait(&self) -> Result<Delivery<ToVmm>, ChannelError> {
+    pub fn wait(&self) -> Result<Delivery<In>, ChannelError> {
         self.permitted(self.channel.receive()?)
     }
 
     /// What the broker has said, if anything.
-    pub fn poll(&self) -> Result<Option<Delivery<ToVmm>>, ChannelError> {
+    pub fn poll(&self) -> Result<Option<Delivery<In>>, ChannelError> {
         self.channel.try_receive()?.map(|delivery| self.permitted(delivery)).transpose()
     }
 
-    fn permitted(&self, delivery: Delivery<ToVmm>) -> Result<Delivery<ToVmm>, ChannelError> {
-        self.conversation.lock().unwrap_or_else(PoisonError::into_inner).to_vmm(&delivery.0)?;
+    fn permitted(&self, delivery: Delivery<In>) -> Result<Delivery<In>, ChannelError> {
+        self.conversation.lock().unwrap_or_else(PoisonError::into_inner).pass(&delivery.0)?;
         Ok(delivery)
     }
 }
 
-impl AsFd for Uplink {
+impl<Out, In> AsFd for Uplink<Out, In> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
@@ -56,12 +56,12 @@ impl AsFd for Uplink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ipc::control::{BrokerChannel, Prepare};
+    use crate::control::{FromVmm, Prepare, ToVmm};
 
     #[test]
     fn what_is_not_permitted_is_not_said_and_not_obeyed() {
-        let (broker, socket) = BrokerChannel::pair().unwrap();
-        let uplink = Uplink::new(socket);
+        let (broker, socket) = Channel::<ToVmm, FromVmm>::pair().unwrap();
+        let uplink = Uplink::<FromVmm, ToVmm>::new(socket);
         let ready = FromVmm::Ready { landlock_proved: true, missing: vec![] };
         assert!(matches!(uplink.say(&ready), Err(ChannelError::OutOfState { .. })));
         assert!(broker.try_receive().unwrap().is_none());

@@ -1,0 +1,382 @@
+//! A disk of a running machine, as the broker sees it: the process behind it, supervised by the table of [`table`].
+//!
+//! A disk is served by a process of ours, which is started again when it dies, or by somebody else's, to which a new
+//! connection is tried. Either way the vmm keeps what is outstanding and gives it to the next one, so that a guest sees a
+//! pause and no error; when none is to be had, the vmm is told, and the guest gets errors.
+
+pub mod back_end;
+mod patience;
+pub mod table;
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use ipc::control::{DeviceEvent, DiskConfig, FromDevice, ToDevice, ToVmm};
+use ipc::outcome::cause_chain;
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use policy::Layers;
+
+use crate::disks::VhostUserBlk;
+use crate::heart::{Heart, Pulse};
+use crate::images::{self, Image};
+use crate::link::VmmLink;
+use crate::process::manner;
+use crate::spawn::PATIENCE;
+use back_end::{BackEnd, BackEndError};
+use patience::Patience;
+use table::{Action, Event, State};
+
+/// How long a process whose connection is over may take to end by itself.
+const LEAVING: Duration = Duration::from_millis(500);
+/// Between two questions whether it is there, and silence that means that it hangs.
+const BEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// Who serves a disk.
+#[derive(Debug)]
+pub enum Source {
+    /// A process of ours, from this image.
+    Own(Image),
+    /// Somebody else's.
+    Foreign(VhostUserBlk),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Device {
+    pub name: String,
+    number: u16,
+    source: Source,
+    state: State,
+    back_end: Option<BackEnd>,
+    /// The vmm's end of a connection that it has not been given yet.
+    stream: Option<UnixStream>,
+    /// Connections that the vmm was given so far.
+    connections: u64,
+    heart: Heart,
+    patience: Patience,
+    /// When the state has lasted too long, or the pause is over.
+    until: Option<Instant>,
+    /// Why it was sent SIGKILL, and whether that is its own fault.
+    cause: Option<(String, bool)>,
+    down: Option<Instant>,
+}
+
+/// What a device may need of others.
+pub struct Context<'a> {
+    /// None while the machine is being started.
+    pub vmm: Option<&'a mut VmmLink>,
+    pub tolerate: &'a Layers,
+}
+
+impl Device {
+    /// Disk `number` of the machine. There is nothing behind it yet.
+    pub fn new(number: u16, source: Source) -> Self {
+        Self {
+            name: format!("disk{number}"),
+            number,
+            source,
+            state: State::Pausing,
+            back_end: None,
+            stream: None,
+            connections: 0,
+            heart: Heart::new(Instant::now(), BEAT.0, BEAT.1),
+            patience: Patience::default(),
+            until: None,
+            cause: None,
+            down: None,
+        }
+    }
+
+    /// What the vmm is told of it.
+    pub fn config(&self) -> DiskConfig {
+        match &self.source {
+            Source::Own(image) => image.disk.config(&self.name),
+            Source::Foreign(disk) => disk.config(&self.name),
+        }
+    }
+
+    /// Starts its process, or connects to somebody else's. For the start of a machine.
+    pub fn start(&mut self, tolerate: &Layers) -> Result<(), BackEndError> {
+        self.enter(State::Confining);
+        self.launch(tolerate)
+    }
+
+    /// Waits until it is served, and takes the connection for the vmm. For the start of a machine.
+    pub fn first_connection(&mut self, tolerate: &Layers) -> Result<UnixStream, BackEndError> {
+        loop {
+            if let Some(stream) = self.stream.take_if(|_| self.state == State::Serving) {
+                self.connections += 1;
+                return Ok(stream);
+            }
+            let Some(back_end) = &mut self.back_end else {
+                // Somebody else's was connected to by `start`.
+                self.happened(Event::Ready, &mut Context { vmm: None, tolerate });
+                self.happened(Event::Opened, &mut Context { vmm: None, tolerate });
+                continue;
+            };
+            let message = match back_end.link.await_one(PATIENCE) {
+                Ok(message) => message.ok_or(BackEndError::Late)?,
+                Err(ipc::ChannelError::Closed) => {
+                    back_end.process.words.read();
+                    return Err(BackEndError::Died);
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(event) = self.heard(message, tolerate)? {
+                self.happened(event, &mut Context { vmm: None, tolerate });
+            }
+        }
+    }
+
+    /// What a message of its process means.
+    fn heard(&mut self, message: FromDevice, tolerate: &Layers) -> Result<Option<Event>, BackEndError> {
+        let (Some(back_end), Source::Own(image)) = (&mut self.back_end, &self.source) else {
+            return Err(BackEndError::Died);
+        };
+        match message {
+            ready @ FromDevice::Ready { .. } => {
+                back_end.verify(&ready, tolerate)?;
+                self.stream = Some(back_end.serve(image)?);
+                Ok(Some(Event::Ready))
+            }
+            FromDevice::Serving { sectors } => {
+                let (pid, what) = (back_end.process.pid(), images::describe(&image.disk));
+                tracing::info!("{}: process {pid} is confined and serves {what}, {sectors} sectors", self.name);
+                Ok(Some(Event::Opened))
+            }
+            FromDevice::Failed(reason) => Err(BackEndError::Failed(reason)),
+            FromDevice::Alive(number) => {
+                self.heart.answered(number, Instant::now());
+                Ok(None)
+            }
+            // The link has shown it.
+            FromDevice::Log(_) => Ok(None),
+        }
+    }
+
+    fn enter(&mut self, state: State) {
+        let now = Instant::now();
+        self.until = match state {
+            State::Confining | State::Opening => Some(now + PATIENCE),
+            State::Leaving => Some(now + LEAVING),
+            State::Serving | State::Dying | State::Pausing | State::GivenUp => None,
+        };
+        if state == State::Serving {
+            self.heart = Heart::new(now, BEAT.0, BEAT.1);
+            self.patience.serving(now);
+        }
+        self.state = state;
+    }
+
+    /// Looks the event up in the table, and does what it says.
+    fn happened(&mut self, event: Event, context: &mut Context<'_>) {
+        let (state, action) = table::next(self.state, event);
+        if state != self.state {
+            tracing::debug!("{}: {:?} in {:?}: {action:?}, {state:?}", self.name, event, self.state);
+            self.enter(state);
+        }
+        match action {
+            // Serving was part of looking at the process: what fails there is an event of its own.
+            Action::Nothing | Action::Serve => {}
+            Action::Launch => self.launch_again(context),
+            Action::Connect => self.connect(context),
+            Action::Kill => self.kill(context),
+            Action::Plan => self.plan(context),
+            Action::Abandon => self.abandon(context),
+        }
+    }
+
+    fn launch(&mut self, tolerate: &Layers) -> Result<(), BackEndError> {
+        self.patience.launched(Instant::now());
+        self.cause = None;
+        match &self.source {
+            Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, tolerate)?),
+            Source::Foreign(disk) => {
+                let error = |source| BackEndError::Foreign { path: disk.socket.clone(), source };
+                self.stream = Some(disk.connect().map_err(error)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn launch_again(&mut self, context: &mut Context<'_>) {
+        match self.launch(context.tolerate) {
+            Ok(()) if self.back_end.is_none() => {
+                self.happened(Event::Ready, context);
+                self.happened(Event::Opened, context);
+            }
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!("{}: {}", self.name, cause_chain(&error));
+                self.cause = Some(("it could not be started".into(), true));
+                self.happened(Event::Exited, context);
+            }
+        }
+    }
+
+    /// Gives the vmm the connection. While the machine is being started, it is kept.
+    fn connect(&mut self, context: &mut Context<'_>) {
+        let Some(vmm) = &mut context.vmm else { return };
+        let Some(stream) = self.stream.take() else { return };
+        match vmm.say(&ToVmm::Replace { device: self.number }, &[stream.as_fd()]) {
+            Ok(()) => self.connections += 1,
+            // The process sees that its connection is over, and ends.
+            Err(error) => tracing::warn!("{}: the vmm does not take its connection: {error}", self.name),
+        }
+    }
+
+    fn kill(&mut self, context: &mut Context<'_>) {
+        match &self.back_end {
+            Some(back_end) => back_end.process.kill(),
+            // Somebody else's process is not ours to end: letting go of it is all.
+            None => self.happened(Event::Exited, context),
+        }
+    }
+
+    fn abandon(&mut self, context: &mut Context<'_>) {
+        tracing::error!("{}: given up: the guest gets I/O errors from it", self.name);
+        if let Some(vmm) = &mut context.vmm
+            && let Err(error) = vmm.say(&ToVmm::Abandon { device: self.number }, &[])
+        {
+            tracing::warn!("{}: telling the vmm: {error}", self.name);
+        }
+    }
+
+    /// There is no process any more: when is there to be another?
+    fn plan(&mut self, context: &mut Context<'_>) {
+        self.stream = None;
+        let now = Instant::now();
+        self.down.get_or_insert(now);
+        let (reason, fault) = self.cause.take().unwrap_or(("its connection is over".into(), true));
+        match self.patience.ended(fault, now) {
+            Some(due) => {
+                tracing::warn!("{}: {reason}; another is tried", self.name);
+                self.until = Some(due);
+            }
+            None => {
+                tracing::error!("{}: {reason}; it fails again and again", self.name);
+                self.happened(Event::Hopeless, context);
+            }
+        }
+    }
+
+    /// The process has ended.
+    pub fn exited(&mut self, context: &mut Context<'_>) {
+        let Some(mut back_end) = self.back_end.take() else { return };
+        // Its last words.
+        back_end.process.words.read();
+        let (pid, status) = (back_end.process.pid(), back_end.process.wait());
+        let how = status.map_or_else(|error| error.to_string(), manner);
+        // SIGKILL comes from outside: from us, with a reason, or from an operator or the kernel.
+        let outside = matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+        let (reason, fault) = self.cause.take().unwrap_or(("it died".into(), !outside));
+        self.cause = Some((format!("process {pid}: {reason} ({how})"), fault));
+        self.happened(Event::Exited, context);
+    }
+
+    /// Its process has said something, or closed the channel, which is how it ends.
+    pub fn hear(&mut self, context: &mut Context<'_>) {
+        loop {
+            let Some(back_end) = &mut self.back_end else { return };
+            let heard = match back_end.link.hear() {
+                Ok(None) => return,
+                Ok(Some(message)) => self.heard(message, context.tolerate),
+                Err(ipc::ChannelError::Closed) => return back_end.open = false,
+                Err(error) => Err(error.into()),
+            };
+            match heard {
+                Ok(Some(event)) => self.happened(event, context),
+                Ok(None) => {}
+                Err(error) => return self.broken(&cause_chain(&error), context),
+            }
+        }
+    }
+
+    fn broken(&mut self, reason: &str, context: &mut Context<'_>) {
+        if let Some(back_end) = &mut self.back_end {
+            back_end.open = false;
+        }
+        self.cause = Some((reason.into(), true));
+        self.happened(Event::Broken, context);
+    }
+
+    /// The vmm has something to say of connection `connection`.
+    pub fn reported(&mut self, connection: u64, event: DeviceEvent, context: &mut Context<'_>) {
+        if connection + 1 != self.connections {
+            return;
+        }
+        match event {
+            DeviceEvent::Lost(reason) => {
+                tracing::debug!("{}: the vmm has lost it: {reason}", self.name);
+                if self.back_end.is_none() {
+                    self.cause = Some((format!("its back end is gone: {reason}"), true));
+                    self.happened(Event::Lost, context);
+                    return self.happened(Event::Exited, context);
+                }
+                self.happened(Event::Lost, context);
+            }
+            DeviceEvent::Restored => {
+                let pause = self.down.take().map_or(Duration::ZERO, |since| since.elapsed());
+                tracing::info!("{}: it is served again, after {} ms", self.name, pause.as_millis());
+            }
+            DeviceEvent::NeedsReset(reason) => {
+                tracing::warn!("{}: it asked the guest's driver for a reset: {reason}", self.name);
+            }
+        }
+    }
+
+    /// Does what time demands.
+    pub fn turn(&mut self, now: Instant, context: &mut Context<'_>) {
+        if self.until.is_some_and(|until| until <= now) {
+            self.until = None;
+            match self.state {
+                State::Pausing => self.happened(Event::Due, context),
+                _ => {
+                    self.cause.get_or_insert(("it took too long".into(), true));
+                    self.happened(Event::Late, context);
+                }
+            }
+        }
+        if self.state == State::Serving && self.back_end.is_some() {
+            self.beat(now, context);
+        }
+    }
+
+    fn beat(&mut self, now: Instant, context: &mut Context<'_>) {
+        let Some(back_end) = &mut self.back_end else { return };
+        match self.heart.turn(now) {
+            Pulse::Calm => {}
+            // A channel that is full means that it does not read: silence tells.
+            Pulse::Ask(number) => drop(back_end.link.say(&ToDevice::Beat(number), &[])),
+            Pulse::Silent(long) => match back_end.process.stuck() {
+                true => tracing::warn!("{}: its process is stuck in the kernel: is the medium dead?", self.name),
+                false => {
+                    let stopped = back_end.process.stopped();
+                    let how = if stopped { "somebody stopped it, for" } else { "it has not answered for" };
+                    self.cause = Some((format!("{how} {} s", long.as_secs()), !stopped));
+                    self.happened(Event::Silent, context);
+                }
+            },
+        }
+    }
+
+    /// When to call [`Self::turn`] at the latest.
+    pub fn next(&self) -> Option<Instant> {
+        let beat = (self.state == State::Serving && self.back_end.is_some()).then(|| self.heart.next());
+        [self.until, beat].into_iter().flatten().min()
+    }
+
+    /// Its process, if there is one.
+    pub fn back_end(&self) -> Option<&BackEnd> {
+        self.back_end.as_ref()
+    }
+
+    /// Reads what its process writes to standard error.
+    pub fn read_words(&mut self) {
+        if let Some(back_end) = &mut self.back_end {
+            back_end.process.words.read();
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! One process of a disk: its start, what it holds when it is confined, and the hand-over of image and connection.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use ipc::ChannelError;
+use ipc::control::{FromDevice, ToDevice};
+use policy::Layers;
+
+use crate::images::Image;
+use crate::link::{DeviceLink, Link};
+use crate::logging;
+use crate::process::{Process, ProcessError, Program};
+
+/// The disk program.
+const FILE: &str = "bulkhead-dev-blk";
+/// What it holds when it is confined: the standard descriptors and its control channel.
+const HOLDS: [&str; 4] = ["/dev/null", "/dev/null", "pipe:", "socket:"];
+
+/// A process of a disk, as long as it has not ended.
+#[derive(Debug)]
+pub struct BackEnd {
+    pub process: Process,
+    pub link: DeviceLink,
+    /// More may come on the link.
+    pub open: bool,
+}
+
+/// Why a disk is not served.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BackEndError {
+    #[error("its process")]
+    Process(#[from] ProcessError),
+    #[error("talking to its process")]
+    Channel(#[from] ChannelError),
+    #[error("making its connection to the vmm, in {}", place.display())]
+    Connection { place: PathBuf, source: io::Error },
+    #[error("its process says: {0}")]
+    Failed(String),
+    #[error("its process ended before it served; its last words are above")]
+    Died,
+    #[error("its process was not ready in time")]
+    Late,
+    #[error("connecting to its back end at {}: is it running, and may you connect?", path.display())]
+    Foreign { path: PathBuf, source: io::Error },
+}
+
+impl BackEnd {
+    /// Starts the process of the disk called `name`, which confines itself. Must be called on the main thread.
+    pub fn start(name: &str, tolerate: &Layers) -> Result<Self, BackEndError> {
+        let (mut link, control) = Link::new(name)?;
+        // Queued before the process exists: it finds it waiting.
+        link.say(&ToDevice::Prepare { log_filter: logging::filter_text() }, &[])?;
+        let program = Program { file: FILE, arguments: &["--confined"], name };
+        Ok(Self { process: Process::start(program, tolerate, control.as_fd())?, link, open: true })
+    }
+
+    /// Looks whether the process is confined, as it says by `ready`.
+    pub fn verify(&self, ready: &FromDevice, tolerate: &Layers) -> Result<(), BackEndError> {
+        let FromDevice::Ready { landlock_proved, missing } = ready else { return Err(BackEndError::Late) };
+        Ok(self.process.verify(*landlock_proved, missing, &HOLDS, tolerate)?)
+    }
+
+    /// Hands over the image and one end of a new connection; the other end is for the vmm.
+    pub fn serve(&mut self, image: &Image) -> Result<UnixStream, BackEndError> {
+        let (listener, stream) = connection()?;
+        self.link.say(&ToDevice::Serve(image.disk.serve()), &[image.file.as_fd(), listener.as_fd()])?;
+        Ok(stream)
+    }
+}
+
+/// A listening socket with one connection pending, and that connection: the vhost-user library accepts connections
+/// itself. The socket has a name only inside this function, in a directory that nobody else can enter.
+fn connection() -> Result<(UnixListener, UnixStream), BackEndError> {
+    let place = std::env::temp_dir();
+    let failed = |source| BackEndError::Connection { place: place.clone(), source };
+    let dir = nix::unistd::mkdtemp(&place.join("bulkhead-XXXXXX")).map_err(|error| failed(error.into()))?;
+    let path = dir.join("socket");
+    let made = UnixListener::bind(&path).and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
+    // What is not there need not be removed; what cannot be removed harms nobody.
+    let _ = std::fs::remove_file(&path);
+    let _ = std::fs::remove_dir(&dir);
+    made.map_err(failed)
+}

@@ -1,0 +1,110 @@
+//! All disks of a running machine: what the broker's loop waits for on their behalf, and whom it passes news on to.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use ipc::control::DeviceEvent;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use policy::Layers;
+
+use crate::device::{Context, Device};
+use crate::link::VmmLink;
+
+/// How long processes may take to end after their vmm, before they are killed.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Devices {
+    devices: Vec<Device>,
+    tolerate: Layers,
+    /// The machine is at its end: who goes is not replaced.
+    retired: bool,
+}
+
+/// What of a device's process is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It has ended.
+    End,
+    /// It has said something.
+    Link,
+    /// It has written to standard error.
+    Words,
+}
+
+impl Devices {
+    /// Takes over devices that are served.
+    pub fn new(devices: Vec<Device>, tolerate: Layers) -> Self {
+        Self { devices, tolerate, retired: false }
+    }
+
+    /// What is to be waited for: device, part, descriptor. All are for input.
+    pub fn sources(&self) -> Vec<(usize, Part, BorrowedFd<'_>)> {
+        let mut sources = Vec::new();
+        if self.retired {
+            return sources;
+        }
+        for (index, back_end) in self.devices.iter().enumerate().filter_map(|(i, d)| Some((i, d.back_end()?))) {
+            sources.push((index, Part::End, back_end.process.pidfd()));
+            if back_end.open {
+                sources.push((index, Part::Link, back_end.link.as_fd()));
+            }
+            if back_end.process.words.open() {
+                sources.push((index, Part::Words, back_end.process.words.as_fd()));
+            }
+        }
+        sources
+    }
+
+    /// Serves one part of device `index`.
+    pub fn serve(&mut self, index: usize, part: Part, vmm: &mut VmmLink) {
+        let Some(device) = self.devices.get_mut(index).filter(|_| !self.retired) else { return };
+        let mut context = Context { vmm: Some(vmm), tolerate: &self.tolerate };
+        match part {
+            Part::End => device.exited(&mut context),
+            Part::Link => device.hear(&mut context),
+            Part::Words => device.read_words(),
+        }
+    }
+
+    /// The vmm has news of device number `number`.
+    pub fn reported(&mut self, number: u16, connection: u64, event: DeviceEvent, vmm: &mut VmmLink) {
+        if let Some(device) = self.devices.get_mut(usize::from(number)).filter(|_| !self.retired) {
+            let mut context = Context { vmm: Some(vmm), tolerate: &self.tolerate };
+            device.reported(connection, event, &mut context);
+        }
+    }
+
+    /// Does what time demands.
+    pub fn turn(&mut self, now: Instant, vmm: &mut VmmLink) {
+        for device in self.devices.iter_mut().filter(|_| !self.retired) {
+            device.turn(now, &mut Context { vmm: Some(vmm), tolerate: &self.tolerate });
+        }
+    }
+
+    /// When to call [`Self::turn`] at the latest.
+    pub fn next(&self) -> Option<Instant> {
+        self.devices.iter().filter(|_| !self.retired).filter_map(Device::next).min()
+    }
+
+    /// The machine is at its end.
+    pub fn retire(&mut self) {
+        self.retired = true;
+    }
+}
+
+impl Drop for Devices {
+    /// With the vmm their connections have ended, so they end by themselves; what does not is killed.
+    fn drop(&mut self) {
+        let until = Instant::now() + GRACE;
+        for device in &mut self.devices {
+            let Some(back_end) = device.back_end() else { continue };
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            // Whatever comes of it, dropping the process kills and waits.
+            let _ = poll(&mut [PollFd::new(back_end.process.pidfd(), PollFlags::POLLIN)], timeout);
+            device.read_words();
+        }
+    }
+}
