@@ -55,7 +55,7 @@ impl Dice {
             1 => self.below(16),
             2 => 1 << self.below(64),
             3 => (1 << self.below(64)) - 1,
-            4 => CLUSTER as u64 * self.below(8) | self.below(2) << 63 | self.below(2) << 62,
+            4 => (CLUSTER as u64 * self.below(8)) | (self.below(2) << 63) | (self.below(2) << 62),
             _ => self.below(u64::MAX),
         };
         image[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
