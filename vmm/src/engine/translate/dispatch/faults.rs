@@ -104,7 +104,12 @@ impl Translator {
             }
             Resolution::Interpret => {
                 self.learn(vcpu, id, origin.eip, window, linear);
-                self.interpret(vcpu).map(|_| None)
+                let (cpl, rights) = (vcpu.state.cpl, self.shadow.rights(window));
+                self.interpret(vcpu)?;
+                self.awaited = rights
+                    .filter(|_| vcpu.state.cr2 == linear && vcpu.state.cpl == 0)
+                    .map(|rights| Awaited { eip: origin.eip, cr3: vcpu.state.cr3, cpl, rights, linear, write });
+                Ok(None)
             }
         }
     }
