@@ -107,6 +107,7 @@ impl Translator {
                 trampolines: &self.trampolines,
                 dynamic: &self.dynamic,
                 interpreted: &self.interpreted,
+                faulting: &self.churn.places,
                 varied: &self.varied,
                 fixed,
                 first_site: self.registry.next_site(),
