@@ -172,6 +172,14 @@ impl Shadow {
         self.by_rights.contains_key(&rights)
     }
 
+    /// True if the window for `rights` exists and shows the page of `linear`, for stores too if `write`.
+    pub fn shows(&self, rights: Rights, linear: u32, write: bool) -> bool {
+        self.by_rights.get(&rights).is_some_and(|index| {
+            let page = self.page(*index, linear >> FRAME_SHIFT);
+            page.mapped() && (page.writable() || !write)
+        })
+    }
+
     /// Window index and linear address of a host address.
     pub fn locate(&self, host: u64) -> Option<(usize, u32)> {
         self.arena.locate(host)

@@ -69,6 +69,8 @@ pub enum Leave {
     Pending(u32),
     /// To have the instruction at this EIP, of this kind, interpreted.
     Interpret(u32, Mnemonic),
+    /// The same, for one that keeps faulting.
+    Faulting(u32, Mnemonic),
     /// The same, where a gate did not open.
     Gate(u32, Mnemonic, Gate),
 }

@@ -205,6 +205,10 @@ impl Translator {
                     _ => self.assist(vcpu, index),
                 }
             }
+            Leave::Faulting(eip, _) => {
+                vcpu.state.eip = eip;
+                self.spare(vcpu, index, site.block)
+            }
             Leave::Gate(eip, mnemonic, gate) => {
                 self.count_assist(mnemonic);
                 vcpu.state.eip = eip;

@@ -16,7 +16,7 @@ use super::block::{Block, Key, Leave, Site};
 use super::cache::{CodeCache, SEGMENTS};
 use super::frames::{Frame, Frames, View};
 use super::mode::Mode;
-use super::segment::{Exit, Kind, Link, NONE, Record, Segment, join, split};
+use super::segment::{Exit, Kind, Link, NONE, Record, Segment, Why, join, split};
 use super::translate::Translation;
 use crate::engine::interp::Prepared;
 use crate::mmu::{FRAME_SHIFT, GuestRam};
@@ -214,8 +214,11 @@ impl Registry {
                 Leave::Direct { eip, branch: self.base + branch as u64, stub: self.base + stub as u64 }
             }
             Kind::Pending { eip } => Leave::Pending(eip),
-            Kind::Interpret { eip, mnemonic, gate: None, .. } => Leave::Interpret(eip, mnemonic),
-            Kind::Interpret { eip, mnemonic, gate: Some(gate), .. } => Leave::Gate(eip, mnemonic, gate),
+            Kind::Interpret { eip, mnemonic, why, .. } => match why {
+                Why::Always => Leave::Interpret(eip, mnemonic),
+                Why::Faulting => Leave::Faulting(eip, mnemonic),
+                Why::Gate(gate) => Leave::Gate(eip, mnemonic, gate),
+            },
         };
         Some(Site { block: join(segment, exit.block as usize), leave })
     }

@@ -7,6 +7,7 @@
 mod block;
 mod cache;
 mod check;
+mod churn;
 mod classify;
 mod context;
 mod decode;
@@ -108,6 +109,8 @@ struct Stats {
     learnt_dynamic: u64,
     learnt_interpreted: u64,
     learnt_varied: u64,
+    learnt_faulting: u64,
+    spared: u64,
     activations: u64,
 }
 
@@ -134,6 +137,8 @@ pub struct Translator {
     /// Blocks and calls, by EIP, that are often come to for another EIP.
     varied: Places,
     trips: HashMap<u32, u32, RandomState>,
+    /// Instructions that keep faulting.
+    churn: churn::Churn,
     /// What the context's windows were last set up for.
     active: Option<dispatch::Active>,
     /// Ways back into emitted code that were taken lately.
@@ -154,6 +159,8 @@ pub struct Translator {
     awaited: Option<dispatch::Awaited>,
     /// The table did not lead to the next block: it is to be entered there.
     missed: bool,
+    /// Empty; kept for its memory.
+    flushes: Vec<Flush>,
     /// An exit site that may be linked to the next block.
     unlinked: Option<u32>,
     /// Ring 0 reaches memory by way of GS. While it does not, its translations do not depend on what GS is.
@@ -211,6 +218,7 @@ impl Translator {
             device_faults: HashMap::default(),
             varied: Places::default(),
             trips: HashMap::default(),
+            churn: churn::Churn::default(),
             active: None,
             routes: dispatch::Routes::new(),
             generation: 0,
@@ -221,6 +229,7 @@ impl Translator {
             gates_kept: gate::Kept::default(),
             awaited: None,
             missed: false,
+            flushes: Vec::new(),
             unlinked: None,
             supervisor_gs: false,
             local_entries: false,
@@ -247,8 +256,11 @@ impl Translator {
         if !vcpu.mmu.has_flushes() {
             return;
         }
-        for flush in vcpu.mmu.take_flushes() {
+        let mut flushes = std::mem::take(&mut self.flushes);
+        vcpu.mmu.swap_flushes(&mut flushes);
+        for flush in flushes.drain(..) {
             self.flush_gates(&vcpu.state, flush);
+            self.flush_churn(vcpu.state.cr3, flush);
             // One page is brought up to date at once, and only code on it would make the ways into windows wrong.
             if !matches!(flush, Flush::Page(linear) if !self.shadow.synchronise_page(&vcpu.state, linear)) {
                 self.active = None;
@@ -271,6 +283,7 @@ impl Translator {
                 }
             }
         }
+        self.flushes = flushes;
     }
 
     /// The frame at `gpa` was stored to: forgets what was translated from bytes that changed.
@@ -389,6 +402,8 @@ impl Engine for Translator {
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),
             ("sites learnt: come to for other EIPs", s.learnt_varied),
+            ("sites learnt: keeps faulting", s.learnt_faulting),
+            ("instructions interpreted to spare a fault", s.spared),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
             ("pages mapped as page-fault handlers returned", w.anticipated),

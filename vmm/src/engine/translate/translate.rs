@@ -40,6 +40,8 @@ pub struct Environment<'a> {
     pub dynamic: &'a Places,
     /// Guest addresses of instructions that are better interpreted: they reach devices.
     pub interpreted: &'a Places,
+    /// Guest addresses of instructions that are interpreted because they keep faulting.
+    pub faulting: &'a Places,
     /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
     pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
@@ -69,7 +71,8 @@ pub struct Translation {
 
 impl Environment<'_> {
     fn class(&self, insn: &Instruction) -> Class {
-        match !self.interpreted.is_empty() && self.interpreted.contains(&insn.ip32()) {
+        let among = |places: &Places| !places.is_empty() && places.contains(&insn.ip32());
+        match among(self.interpreted) || self.mode.user() && among(self.faulting) {
             true => Class::Interpret,
             false => classify(insn, self.mode),
         }

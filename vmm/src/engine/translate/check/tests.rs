@@ -107,6 +107,7 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
         trampolines: &trampolines,
         dynamic: &Default::default(),
         interpreted: &Default::default(),
+        faulting: &Default::default(),
         varied: &Default::default(),
         fixed: setup == Setup::Flat,
         checked: None,

@@ -121,6 +121,7 @@ impl Translator {
                 trampolines: &self.trampolines,
                 dynamic: &self.dynamic,
                 interpreted: &self.interpreted,
+                faulting: &self.churn.places,
                 varied: &self.varied,
                 fixed,
                 checked: bytes.filter(|_| mixed && !self.trace.instructions.is_empty()),

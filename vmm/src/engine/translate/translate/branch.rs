@@ -164,7 +164,11 @@ impl Translator<'_> {
     pub(super) fn leave_to_interpret(&mut self, eip: u32, mnemonic: Mnemonic) {
         self.e.lea32(host::ESP, host::ESP, self.delta);
         self.delta = 0;
-        self.leave_through(Leave::Interpret(eip, mnemonic), self.env.trampolines.exit);
+        let leave = match self.env.mode.user() && self.env.faulting.contains(&eip) {
+            true => Leave::Faulting(eip, mnemonic),
+            false => Leave::Interpret(eip, mnemonic),
+        };
+        self.leave_through(leave, self.env.trampolines.exit);
     }
 
     /// Leaves by a new exit site and the common code at `by`.
