@@ -157,6 +157,7 @@ impl Shadow {
             }
             let Some(&number) = self.free.last() else { return Ok(()) };
             let chain = guest.peek(dma.ram())?;
+            check(&chain, kind)?;
             let pages = pages(&chain, kind);
             if pages > bounce.pool.capacity() {
                 return Err(GuestError::TooLarge(chain.out_bytes() + chain.in_bytes()));
@@ -287,6 +288,14 @@ impl Shadow {
             }
         }
     }
+}
+
+/// A request that is too short to be understood or answered is never given back: a device process stops its queue, or
+/// forgets the request, and is then blamed for it. It is the driver that is to be reset.
+fn check(chain: &Chain, kind: &dyn Kind) -> Result<(), GuestError> {
+    let (out, inner) = (chain.out_bytes(), chain.in_bytes());
+    let whole = out >= kind.head().into() && inner >= kind.tail().into();
+    if whole { Ok(()) } else { Err(GuestError::Short(out, inner)) }
 }
 
 /// How the bytes of a chain's two sides are split: head and rest, rest and tail.

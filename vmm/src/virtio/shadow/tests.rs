@@ -192,6 +192,20 @@ fn a_completion_before_an_error_interrupts_all_the_same() {
     }
 }
 
+#[test]
+fn a_request_that_cannot_be_answered_does_not_reach_the_device() {
+    for (readable, writable) in [(16, 0), (15, 1), (0, 512)] {
+        let mut b = bench(10, 0);
+        b.chain_of(readable, writable);
+        assert_eq!(b.publish(), Err(GuestError::Short(readable.into(), writable.into())));
+        assert!(b.take().is_none() && b.shadow.outstanding() == 0);
+    }
+    let mut b = bench(10, 0);
+    b.chain_of(16, 1);
+    b.publish().unwrap();
+    assert!(b.work());
+}
+
 /// The device sees a chain only once it is kicked: else it would be blamed for not giving it back after the reset.
 #[test]
 fn a_chain_before_a_guests_error_is_kicked_all_the_same() {
@@ -279,6 +293,9 @@ fn scribble(b: &mut Bench) {
 /// region (which the bench asserts), and the queue goes on after a reset. True if the guest was found out.
 fn survive(b: &mut Bench) -> bool {
     let head = b.rng.random_range(0..SIZE);
+    if b.rng.random() {
+        b.frame(head);
+    }
     b.offer(head);
     let error = b.publish().is_err();
     if error {
