@@ -247,6 +247,10 @@ impl Translator {
         self.stats.activations += 1;
         let state = &vcpu.state;
         let mut user_window = None;
+        if mode.paging() && !mode.user() && !self.shadow.kernel_is_local() {
+            // Bringing it up to date may be what tells that it is not worth having.
+            self.shadow.window(state, Rights::Kernel);
+        }
         let code_window = if !mode.paging() {
             let (index, base) = self.shadow.window(state, Rights::Physical);
             self.context.quarters = [base; 4];

@@ -26,12 +26,14 @@ impl Shadow {
             let mut local = std::mem::take(&mut s.local);
             local.sort_unstable();
             local.dedup();
-            let before = self.stats.pages_unmapped;
+            let (before, was_local) = (self.stats.pages_unmapped, self.kernel_is_local());
             self.check_pages(state, index, &local);
             self.local_cost += self.stats.pages_unmapped - before;
             if local.len() > MANY_LOCAL {
                 self.local_cost += local.len() as u64 / CHECKS_A_PAGE;
             }
+            // This window is brought up to date no more: nothing that was remembered may lead into it.
+            self.version += (self.kernel_is_local() != was_local) as u64;
             return;
         }
         let mut doubtful = Vec::new();
