@@ -268,7 +268,7 @@ impl Driver {
             0 if registers => self.write(STATUS, 1, rng.random_range(0..=0xff)),
             1 if registers => self.write(rng.random_range(0..0x40), width, value),
             2 if registers => self.write(rng.random_range(0..0x8000), width, value),
-            3 if registers => drop(self.device.bar_read(0, rng.random_range(0..0x8008), width as u8)),
+            3 if registers => drop(self.device.bar_read(0, rng.random_range(0..0x8008), width)),
             4 if registers => self.device.config_write(rng.random_range(0..0x40) * 4, 4, value as u32),
             5 => drop(self.submit(rng.random_range(0..SLOTS), rng.random::<bool>().then_some(1))),
             6 => self.write(NOTIFY, 2, 0),
