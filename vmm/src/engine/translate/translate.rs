@@ -4,8 +4,9 @@
 //! ESP are as before it, so that a fault can be taken or the instruction started again. And no code of our own changes
 //! a flag, but on the way to overwriting them all (POPF).
 //!
-//! ESP updates are folded: pushes and pops address r14d plus a delta known here, and r14d is brought up to date only
-//! where a branch leaves or an instruction names ESP.
+//! ESP updates are folded: pushes and pops address r14 plus a delta known here, and r14 is brought up to date only where a
+//! branch leaves or an instruction names ESP. r14 is a host address, so that the stack is reached without a prefix; an
+//! instruction that writes ESP writes its low half, which is then made an address again.
 
 mod branch;
 mod operand;
@@ -21,7 +22,7 @@ use self::operand::{Place, base_offset, number, rename, segment_index, selector_
 use super::Places;
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
-use super::context::{Context, host};
+use super::context::{Context, NEAR, host};
 use super::decode::Trace;
 use super::emit::{Emitter, Transfer};
 use super::mode::{Mode, SegmentClass};
@@ -63,8 +64,10 @@ pub struct Translation {
 struct Translator<'a> {
     e: &'a mut Emitter,
     env: &'a Environment<'a>,
-    /// Guest ESP minus r14d.
+    /// Guest ESP minus r14.
     delta: i32,
+    /// r14 was used for an access, or made from ESP, since it was last moved: see [`NEAR`].
+    anchored: bool,
     origins: Vec<Origin>,
     exits: Vec<Leave>,
     pending: Vec<Pending>,
@@ -86,6 +89,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         e,
         env,
         delta: 0,
+        anchored: false,
         origins,
         exits,
         pending: Vec::new(),
@@ -156,6 +160,7 @@ impl Translator<'_> {
         self.mark(self.eip, if shadow { Point::Shadowed } else { Point::Start });
         let class = self.class(insn);
         let (start, delta, exits, pending) = (self.e.position(), self.delta, self.exits.len(), self.pending.len());
+        let anchored = self.anchored;
         let done = match class {
             Class::Plain | Class::FloatingPoint => self.plain(insn).map(|_| false),
             Class::Push => self.push(insn).map(|_| false),
@@ -193,7 +198,7 @@ impl Translator<'_> {
         done.unwrap_or_else(|| {
             // Undo what was emitted, and leave the instruction to the interpreter.
             self.e.code.truncate(start);
-            self.delta = delta;
+            (self.delta, self.anchored) = (delta, anchored);
             self.exits.truncate(exits);
             self.pending.truncate(pending);
             self.origins.retain(|o| o.offset as usize <= start);
@@ -209,13 +214,41 @@ impl Translator<'_> {
         }
     }
 
-    /// Brings r14d up to date.
+    /// Brings r14 up to date.
     fn commit(&mut self) {
-        self.e.lea32(host::ESP, host::ESP, self.delta);
         if self.delta != 0 {
-            self.delta = 0;
+            self.bring_esp(self.delta);
             self.mark(self.eip, Point::Inside);
         }
+    }
+
+    /// Moves r14 on by `by`, to where it is up to date.
+    fn bring_esp(&mut self, by: i32) {
+        self.delta = 0;
+        if self.anchored && (-NEAR..=NEAR).contains(&by) {
+            if by != 0 {
+                self.e.move_esp(by);
+                self.anchored = false;
+            }
+        } else if by != 0 {
+            self.e.move_esp_anew(by);
+            self.anchored = true;
+        }
+    }
+
+    /// The instruction is about to write ESP: r14 is to hold nothing else, unless what comes writes all of it anyway.
+    fn before_writing_esp(&mut self, insn: &Instruction) {
+        use Mnemonic::*;
+        let whole = matches!(insn.mnemonic(), Mov | Lea | Add | Sub | And) && insn.op0_register() == Register::ESP;
+        if !whole {
+            self.e.mov32(host::ESP, host::ESP);
+        }
+    }
+
+    /// ESP was written to r14d: it is made an address again.
+    fn after_writing_esp(&mut self) {
+        self.e.make_esp(host::ESP, 0);
+        self.anchored = true;
     }
 
     /// An instruction that differs only in its registers and memory operand.
@@ -223,8 +256,12 @@ impl Translator<'_> {
         if self.fold_esp(insn) {
             return Some(());
         }
+        let writes_esp = names_esp(insn) && writes_esp(insn);
         if names_esp(insn) {
             self.commit();
+        }
+        if writes_esp {
+            self.before_writing_esp(insn);
         }
         let mut out = *insn;
         recode(&mut out);
@@ -244,6 +281,9 @@ impl Translator<'_> {
             }
         }
         self.e.instruction(&out).then_some(())?;
+        if writes_esp {
+            self.after_writing_esp();
+        }
         self.note_base(insn)
     }
 
@@ -274,7 +314,10 @@ impl Translator<'_> {
                     && insn.memory_base() == Register::ESP
                     && insn.memory_index() == Register::None =>
             {
+                // Nothing says that memory is there: r14 must not be moved by it alone.
                 self.delta = self.delta.wrapping_add(insn.memory_displacement32() as i32);
+                self.e.move_esp_anew(self.delta);
+                (self.delta, self.anchored) = (0, true);
                 true
             }
             Code::Mov_r32_rm32 | Code::Mov_rm32_r32
@@ -342,11 +385,19 @@ impl Translator<'_> {
         let place = Place::Window { base: Register::EBP, index: Register::None, scale: 1, displacement: 0 };
         let place = self.finish_place(place)?;
         self.load(Register::R11D, place)?;
-        self.e.lea32(host::ESP, 5, 4);
+        self.e.make_esp(5, 4);
         self.e.mov32(5, 11);
-        self.delta = 0;
+        (self.delta, self.anchored) = (0, true);
         Some(())
     }
+}
+
+/// True if an instruction that names ESP or SP may write it.
+fn writes_esp(insn: &Instruction) -> bool {
+    let named = |i| insn.op_kind(i) == OpKind::Register && matches!(insn.op_register(i), Register::ESP | Register::SP);
+    let second = matches!(insn.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd);
+    let reads = matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt);
+    !reads && (named(0) || (second && named(1)) || insn.mnemonic() == Mnemonic::Mulx && named(1))
 }
 
 /// True if ESP or SP is an operand of its own, rather than the base of an address.

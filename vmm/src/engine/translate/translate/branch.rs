@@ -83,7 +83,7 @@ impl Translator<'_> {
     pub(super) fn push_return_address(&mut self) -> Option<()> {
         let place = self.stack(-4)?;
         self.store_immediate(place, self.next)?;
-        self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_sub(4));
+        self.bring_esp(self.delta.wrapping_sub(4));
         self.delta = 4;
         self.mark(self.eip, Point::Inside);
         self.delta = 0;
@@ -93,6 +93,7 @@ impl Translator<'_> {
     /// Where a guest's return comes to by way of the return stack, with the EIP it returns to in r8d.
     pub(super) fn land(&mut self) {
         self.expect(self.next, self.env.trampolines.branch);
+        self.anchored = false;
     }
 
     /// Goes on only if r8d is `eip`. What is not seldom come to for something else goes to the branch at `elsewhere` then.
@@ -106,8 +107,7 @@ impl Translator<'_> {
 
     pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> Option<()> {
         let target = self.branch_target(insn)?;
-        self.e.lea32(host::ESP, host::ESP, self.delta);
-        self.delta = 0;
+        self.bring_esp(self.delta);
         self.finish_indirect(Transfer::Jump, target);
         Some(())
     }
@@ -116,8 +116,7 @@ impl Translator<'_> {
         let place = self.stack(0)?;
         self.load(Register::R8D, place)?;
         let extra = if insn.op_count() == 1 { insn.immediate16() as i32 } else { 0 };
-        self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_add(4 + extra));
-        self.delta = 0;
+        self.bring_esp(self.delta.wrapping_add(4 + extra));
         self.e.bytes(&[0xc3]);
         Some(())
     }
@@ -162,8 +161,7 @@ impl Translator<'_> {
     }
 
     pub(super) fn leave_to_interpret(&mut self, eip: u32, mnemonic: Mnemonic) {
-        self.e.lea32(host::ESP, host::ESP, self.delta);
-        self.delta = 0;
+        self.bring_esp(self.delta);
         self.leave_through(Leave::Interpret(eip, mnemonic), self.env.trampolines.exit);
     }
 
@@ -192,7 +190,7 @@ impl Translator<'_> {
                     instruction.map_or(Leave::Pending(p.eip), |m| Leave::Interpret(p.eip, m))
                 }
                 Out::Interpret(mnemonic, delta) => {
-                    self.e.lea32(host::ESP, host::ESP, delta);
+                    self.e.move_esp_anew(delta);
                     Leave::Interpret(p.eip, mnemonic)
                 }
             });

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use iced_x86::{Code, Instruction, OpKind, Register};
 
-use super::super::context::Context;
+use super::super::context::{Context, NEAR};
 use super::super::mode::SegmentClass;
 use super::Translator;
 use crate::cpu::Segment;
@@ -14,6 +14,8 @@ use crate::cpu::Segment;
 pub(super) enum Place {
     /// GS and 67h prefixes on these.
     Window { base: Register, index: Register, scale: u32, displacement: u32 },
+    /// `[r14 + displacement]`: no prefix, so that it costs what the guest's own access to its stack does.
+    Stack(i32),
     /// `[r9 + r8]`, r9 a window and r8 the linear address.
     Picked,
 }
@@ -25,6 +27,9 @@ impl Translator<'_> {
         let mut displacement = insn.memory_displacement32();
         if base == Register::ESP {
             displacement = displacement.wrapping_add(self.delta as u32);
+            if insn.memory_index() == Register::None {
+                return Place::Stack(displacement as i32);
+            }
         }
         Place::Window { base: rename(base), index: insn.memory_index(), scale: insn.memory_index_scale(), displacement }
     }
@@ -70,7 +75,11 @@ impl Translator<'_> {
 
     /// Adds a segment base, kept in r9d, to an address.
     pub(super) fn add_base(&mut self, segment: usize, place: Place) -> Option<Place> {
-        let Place::Window { base, index, displacement, .. } = place else { return None };
+        let (base, index, displacement) = match place {
+            Place::Window { base, index, displacement, .. } => (base, index, displacement),
+            Place::Stack(displacement) => (Register::R14D, Register::None, displacement as u32),
+            Place::Picked => return None,
+        };
         let offset = base_offset(segment);
         Some(match (base, index) {
             (Register::None, Register::None) => {
@@ -91,9 +100,7 @@ impl Translator<'_> {
 
     /// The stack at ESP plus `offset`.
     pub(super) fn stack(&mut self, offset: i32) -> Option<Place> {
-        let displacement = self.delta.wrapping_add(offset) as u32;
-        let place = Place::Window { base: Register::R14D, index: Register::None, scale: 1, displacement };
-        self.finish_place(place)
+        self.finish_place(Place::Stack(self.delta.wrapping_add(offset)))
     }
 
     /// `mov reg, [place]`.
@@ -113,7 +120,14 @@ impl Translator<'_> {
         mov.set_op0_register(reg);
         mov.set_op1_kind(OpKind::Memory);
         set_memory(&mut mov, place);
-        self.e.instruction(&mov).then_some(())
+        self.e.instruction(&mov).then_some(())?;
+        self.anchor(place);
+        Some(())
+    }
+
+    /// An access to `place` has been emitted: it may have r14 moved on from there.
+    fn anchor(&mut self, place: Place) {
+        self.anchored |= matches!(place, Place::Stack(displacement) if (-NEAR..=NEAR).contains(&displacement));
     }
 
     /// `mov [place], reg`, for a register of 32 or 16 bits.
@@ -124,7 +138,9 @@ impl Translator<'_> {
         mov.set_op1_kind(OpKind::Register);
         mov.set_op1_register(reg);
         set_memory(&mut mov, place);
-        self.e.instruction(&mov).then_some(())
+        self.e.instruction(&mov).then_some(())?;
+        self.anchor(place);
+        Some(())
     }
 
     /// `mov dword [place], value`.
@@ -135,7 +151,9 @@ impl Translator<'_> {
         mov.set_op1_kind(OpKind::Immediate32);
         mov.set_immediate32(value);
         set_memory(&mut mov, place);
-        self.e.instruction(&mov).then_some(())
+        self.e.instruction(&mov).then_some(())?;
+        self.anchor(place);
+        Some(())
     }
 }
 
@@ -166,6 +184,14 @@ pub(super) fn set_memory(insn: &mut Instruction, place: Place) {
                 (_, _, 0) => 0,
                 _ => 1,
             });
+        }
+        Place::Stack(displacement) => {
+            insn.set_segment_prefix(Register::None);
+            insn.set_memory_base(Register::R14);
+            insn.set_memory_index(Register::None);
+            insn.set_memory_index_scale(1);
+            insn.set_memory_displacement64(displacement as i64 as u64);
+            insn.set_memory_displ_size((displacement != 0) as u32);
         }
         Place::Picked => {
             insn.set_segment_prefix(Register::None);
