@@ -233,11 +233,11 @@ impl Emitter {
     }
 
     /// Goes to what the indirect-branch table holds for `eip`, which r8d is set to.
-    pub fn by_table(&mut self, transfer: Transfer, eip: u32) {
+    pub fn by_table(&mut self, eip: u32) {
         self.mov_immediate(8, eip);
         self.load_context(true, 10, offset_of!(Context, branches));
-        // jmp or call [r10 + entry*8]
-        self.bytes(&[0x41, 0xff, 0x82 | (transfer as u8) << 3]);
+        // jmp [r10 + entry*8]
+        self.bytes(&[0x41, 0xff, 0x82 | (Transfer::Jump as u8) << 3]);
         self.bytes(&(8 * index(eip) as u32).to_le_bytes());
     }
 

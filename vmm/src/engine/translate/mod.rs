@@ -16,6 +16,7 @@ mod execute;
 mod fault;
 mod frames;
 mod gate;
+mod joints;
 mod link;
 mod mode;
 mod origins;
@@ -41,6 +42,7 @@ use self::cache::CodeCache;
 use self::context::Context;
 use self::decode::Trace;
 use self::emit::Emitter;
+use self::joints::Joints;
 use self::link::Registry;
 use self::returns::ReturnStack;
 use self::tables::Tables;
@@ -104,6 +106,7 @@ struct Stats {
     learnt_dynamic: u64,
     learnt_interpreted: u64,
     learnt_varied: u64,
+    joined: u64,
     activations: u64,
 }
 
@@ -117,6 +120,7 @@ pub struct Translator {
     translation: Translation,
     emitter: Emitter,
     registry: Box<Registry>,
+    joints: Joints,
     shadow: Shadow,
     returns: ReturnStack,
     tripwire: Tripwire,
@@ -191,6 +195,7 @@ impl Translator {
             translation: Translation::default(),
             emitter: Emitter::new(cache.next()),
             registry: Box::new(Registry::new(&cache)),
+            joints: Joints::default(),
             cache,
             trampolines: Box::new(trampolines),
             shadow,
@@ -300,6 +305,7 @@ impl Translator {
 
     /// Drops every branch table. Nothing may go on by one until the next `activate`.
     fn drop_tables(&mut self) {
+        self.part_pages();
         self.tables.clear();
         self.table_drops += 1;
     }
@@ -376,6 +382,7 @@ impl Engine for Translator {
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),
             ("sites learnt: come to for other EIPs", s.learnt_varied),
+            ("branches joined to other pages", s.joined),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
             ("pages mapped as page-fault handlers returned", w.anticipated),

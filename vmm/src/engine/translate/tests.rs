@@ -1,5 +1,6 @@
 //! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
 
+mod joints;
 mod stack;
 mod targets;
 

@@ -24,7 +24,7 @@ use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
 use super::context::{Context, NEAR, host};
 use super::decode::Trace;
-use super::emit::{Emitter, Transfer};
+use super::emit::Emitter;
 use super::mode::{Mode, SegmentClass};
 use super::trampoline::Trampolines;
 
@@ -115,7 +115,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
             // while that page is what it is, which the table of the address space vouches for.
             false if !env.fixed && trace.ends_short() => {
                 t.commit();
-                t.e.by_table(Transfer::Jump, trace.next);
+                t.e.by_table(trace.next);
             }
             false => t.leave_direct(trace.next),
         }

@@ -59,13 +59,8 @@ impl Translator<'_> {
     pub(super) fn call(&mut self, insn: &Instruction) -> Option<()> {
         let eip = insn.near_branch32();
         self.push_return_address()?;
-        match self.linkable(eip) {
-            true => {
-                let fixup = self.e.call_later();
-                self.pending.push(Pending { fixup, eip, kind: Out::Branch });
-            }
-            false => self.e.by_table(Transfer::Call, eip),
-        }
+        let fixup = self.e.call_later();
+        self.pending.push(Pending { fixup, eip, kind: Out::Branch });
         self.land();
         Some(())
     }
@@ -147,15 +142,12 @@ impl Translator<'_> {
     /// Ends the block with a branch to a known EIP.
     pub(super) fn leave_direct(&mut self, eip: u32) {
         self.commit();
-        if !self.linkable(eip) {
-            self.e.by_table(Transfer::Jump, eip);
-            return;
-        }
         let fixup = self.e.jump_later();
         self.pending.push(Pending { fixup, eip, kind: Out::Branch });
     }
 
-    /// True if a branch to `eip` may be linked: the page cannot come to mean something else behind the link.
+    /// True if a branch to `eip` may be linked for good: the page cannot come to mean something else behind the link.
+    /// Others go by the table until [`super::super::joints`] links them for a while.
     pub(super) fn linkable(&self, eip: u32) -> bool {
         self.env.fixed || (eip ^ self.page) & !0xfff == 0
     }
@@ -177,11 +169,12 @@ impl Translator<'_> {
     pub(super) fn stubs(&mut self) {
         for p in std::mem::take(&mut self.pending) {
             self.e.land(p.fixup);
+            let stub = self.e.origin + self.e.position() as u64;
             if p.kind == Out::Branch && !self.linkable(p.eip) {
-                self.e.by_table(Transfer::Jump, p.eip);
+                self.exits.push(Leave::Direct { eip: p.eip, branch: self.e.address_of(p.fixup), stub });
+                self.e.by_table(p.eip);
                 continue;
             }
-            let stub = self.e.origin + self.e.position() as u64;
             let site = self.env.first_site + self.exits.len() as u32;
             self.exits.push(match p.kind {
                 Out::Branch => Leave::Direct { eip: p.eip, branch: self.e.address_of(p.fixup), stub },
