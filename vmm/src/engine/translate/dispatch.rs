@@ -26,7 +26,7 @@ pub struct Active {
     mode: Mode,
     cr3: u32,
     /// Index of the window that executed pages are noted in.
-    code_window: usize,
+    pub(super) code_window: usize,
     /// [`Shadow::version`](crate::mmu::Shadow::version) then.
     version: u64,
 }
@@ -61,6 +61,7 @@ impl Translator {
             self.shadow.anticipate(&vcpu.state, a.rights, a.linear, a.write);
         }
         let missed = std::mem::take(&mut self.missed);
+        self.join_if_due(vcpu, mode);
         let wanted = self.unlinked.is_none() && !missed;
         if wanted && let Some(route) = self.route(vcpu, mode) {
             self.context.target = route.target;
@@ -152,6 +153,7 @@ impl Translator {
                     let found = self.registry.containing(at).and_then(|id| self.registry.block(id).boundary(at));
                     let Some(origin) = found else { panic!("kicked at {at:#x}, which no block holds") };
                     self.save(vcpu);
+                    self.sample_joints(&vcpu.state);
                     vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
                     if origin.point == Point::Interruptible {
                         // Iterations were done and are left: what arrives now pushes RF (SDM vol. 3, §17.3.1.1).
@@ -299,6 +301,9 @@ impl Translator {
     /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
     fn take_code_changes(&mut self, index: usize, supervisor: bool) {
         if self.shadow.take_code_changed(index) {
+            if !supervisor {
+                self.part_pages();
+            }
             self.tables.empty_window(index);
             self.table_drops += 1;
             if supervisor {

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use iced_x86::{Encoder, Instruction};
 
-use super::context::{Context, INDEX_MASK, host};
+use super::context::{Context, host, index};
 
 /// Prefixes and opcode bytes of an instruction at most, but for those that say how its address is made.
 pub const PREFIXES: usize = 3;
@@ -204,6 +204,30 @@ impl Emitter {
         }
     }
 
+    /// r14 = r14 + `by`: see [`super::context::NEAR`].
+    pub fn move_esp(&mut self, by: i32) {
+        self.op_memory(0x8d, true, host::ESP, host::ESP, by);
+    }
+
+    /// r14 = the host address of the guest address that is the sum of `from`, which is below 2^32, and `by`.
+    pub fn make_esp(&mut self, from: u8, by: i8) {
+        // lea r14, [r12 + from + by]
+        let mode = if by == 0 { 0x04 } else { 0x44 };
+        self.bytes(&[0x4d | (from >> 3) << 1, 0x8d, mode | (host::ESP & 7) << 3]);
+        self.bytes(&[(from & 7) << 3 | (host::WINDOW & 7)]);
+        if by != 0 {
+            self.code.push(by as u8);
+        }
+    }
+
+    /// ESP = ESP + `by`, whatever r14 is near.
+    pub fn move_esp_anew(&mut self, by: i32) {
+        if by != 0 {
+            self.lea32(host::ESP, host::ESP, by);
+            self.make_esp(host::ESP, 0);
+        }
+    }
+
     /// `lea reg64, [reg64 + base]`.
     pub fn lea_sum(&mut self, reg: u8, base: u8) {
         // lea reg, [base + reg*1]; base is never rbp or r13, which would need a displacement.
@@ -309,12 +333,12 @@ impl Emitter {
     }
 
     /// Goes to what the indirect-branch table holds for `eip`, which r8d is set to.
-    pub fn by_table(&mut self, transfer: Transfer, eip: u32) {
+    pub fn by_table(&mut self, eip: u32) {
         self.mov_immediate(8, eip);
         self.load_context(true, 10, offset_of!(Context, branches));
-        // jmp or call [r10 + entry*8]
-        self.bytes(&[0x41, 0xff, 0x82 | (transfer as u8) << 3]);
-        self.bytes(&(8 * (eip & INDEX_MASK as u32)).to_le_bytes());
+        // jmp [r10 + entry*8]
+        self.bytes(&[0x41, 0xff, 0x82 | (Transfer::Jump as u8) << 3]);
+        self.bytes(&(8 * index(eip) as u32).to_le_bytes());
     }
 
     /// Goes on only if r8d is `eip`; otherwise faults, with all state in place.
@@ -357,8 +381,8 @@ impl Emitter {
 
     /// Goes to what the indirect-branch table holds for the guest EIP in r8d.
     pub fn indirect(&mut self, transfer: Transfer) {
-        // pext r9d, r8d, r12d: VEX.LZ.F3.0F38.W0 F5 /r, with vvvv = r8 and rm = r12.
-        self.bytes(&[0xc4, 0x42, (!8u8 & 0xf) << 3 | 0x02, 0xf5, 0xc8 | (host::MASK & 7)]);
+        // pext r9d, r8d, r13d: VEX.LZ.F3.0F38.W0 F5 /r, with vvvv = r8 and rm = r13.
+        self.bytes(&[0xc4, 0x42, (!8u8 & 0xf) << 3 | 0x02, 0xf5, 0xc8 | (host::TRIPWIRE & 7)]);
         self.load_context(true, 10, offset_of!(Context, branches));
         // jmp or call [r10 + r9*8]
         self.bytes(&[0x43, 0xff, 0x04 | (transfer as u8) << 3, 0xca]);

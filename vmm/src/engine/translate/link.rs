@@ -1,9 +1,9 @@
 //! Stage 5: blocks, the ways between them, and how they are forgotten.
 //!
 //! A direct branch may be linked to its target only while the target's page cannot come to mean something else without
-//! the link being undone: inside one page, or between pages of the shared kernel mapping. Every other transfer goes
-//! through an indirect-branch table, which belongs to one address space and is emptied when an executed page of that
-//! space changes its mapping.
+//! the link being undone: inside one page, between pages of the shared kernel mapping, or between pages of the one address
+//! space that [`super::joints`] keeps watch over. Every other transfer goes through an indirect-branch table, which belongs
+//! to one address space and is emptied when an executed page of that space changes its mapping.
 //!
 //! What is remembered of a block lives and dies with the segment of the code cache that its code is in: when the cache
 //! comes round to a segment again, what was there is forgotten, oldest first.
@@ -307,8 +307,23 @@ impl Registry {
         }
     }
 
+    /// The branches of blocks of `mode` that lead to another page and are not linked: exit sites, and where they go.
+    pub fn open_between_pages(&self, mode: Mode) -> Vec<(u32, u32)> {
+        let mut open = Vec::new();
+        for (number, segment) in self.segments.iter().enumerate() {
+            for (place, exit) in segment.exits.iter().enumerate() {
+                let Kind::Direct { eip, link: Link { to: NONE, .. }, .. } = exit.kind else { continue };
+                let from = &segment.records[exit.block as usize];
+                if from.live && from.mode == mode && from.second == NONE && (from.eip ^ eip) & !0xfff != 0 {
+                    open.push((join(number, place), eip));
+                }
+            }
+        }
+        open
+    }
+
     /// Makes the branch of site `index` go to its stub.
-    fn unlink(&mut self, cache: &mut CodeCache, index: u32) {
+    pub fn unlink(&mut self, cache: &mut CodeCache, index: u32) {
         let base = self.base;
         let Some(Exit { kind: Kind::Direct { branch, stub, link, .. }, .. }) = self.exit_mut(index) else { return };
         let Link { to, previous, next } = std::mem::replace(link, Link::NO);

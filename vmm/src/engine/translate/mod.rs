@@ -17,6 +17,7 @@ mod execute;
 mod fault;
 mod frames;
 mod gate;
+mod joints;
 mod link;
 mod mode;
 mod origins;
@@ -42,6 +43,7 @@ use self::cache::CodeCache;
 use self::context::Context;
 use self::decode::Trace;
 use self::emit::Emitter;
+use self::joints::Joints;
 use self::link::Registry;
 use self::returns::ReturnStack;
 use self::tables::Tables;
@@ -111,6 +113,7 @@ struct Stats {
     learnt_varied: u64,
     learnt_faulting: u64,
     spared: u64,
+    joined: u64,
     activations: u64,
 }
 
@@ -124,6 +127,7 @@ pub struct Translator {
     translation: Translation,
     emitter: Emitter,
     registry: Box<Registry>,
+    joints: Joints,
     shadow: Shadow,
     returns: ReturnStack,
     tripwire: Tripwire,
@@ -206,6 +210,7 @@ impl Translator {
             translation: Translation::default(),
             emitter: Emitter::new(cache.next()),
             registry: Box::new(Registry::new(&cache)),
+            joints: Joints::default(),
             cache,
             trampolines: Box::new(trampolines),
             shadow,
@@ -325,6 +330,7 @@ impl Translator {
 
     /// Drops every branch table. Nothing may go on by one until the next `activate`.
     fn drop_tables(&mut self) {
+        self.part_pages();
         self.tables.clear();
         self.table_drops += 1;
     }
@@ -404,6 +410,7 @@ impl Engine for Translator {
             ("sites learnt: come to for other EIPs", s.learnt_varied),
             ("sites learnt: keeps faulting", s.learnt_faulting),
             ("instructions interpreted to spare a fault", s.spared),
+            ("branches joined to other pages", s.joined),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
             ("pages mapped as page-fault handlers returned", w.anticipated),

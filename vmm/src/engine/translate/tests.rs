@@ -3,8 +3,10 @@
 mod churn;
 mod demand;
 mod isolation;
+mod joints;
 mod mixed;
 mod segments;
+mod stack;
 mod targets;
 
 use std::sync::Arc;
@@ -130,13 +132,15 @@ fn code_is_translated_once() {
 #[test]
 fn the_shared_table_keeps_what_the_other_has_no_place_for() {
     let first = CODE + 5;
-    let second = first + INDEX_ENTRIES as u32;
+    // Of the index's bits, the lowest is bit 1 of EIP.
+    let apart = 2 * INDEX_ENTRIES;
+    let second = first + apart as u32;
     let (state, translator) = agree_within(CACHE_SIZE, |a| {
         let (mut start, mut head) = (a.create_label(), a.create_label());
         a.jmp(start).unwrap();
         a.inc(eax).unwrap();
         a.ret().unwrap();
-        a.db(&vec![0xcc; INDEX_ENTRIES - 2]).unwrap();
+        a.db(&vec![0xcc; apart - 2]).unwrap();
         a.inc(ebx).unwrap();
         a.ret().unwrap();
         a.set_label(&mut start).unwrap();

@@ -4,8 +4,9 @@
 //! ESP are as before it, so that a fault can be taken or the instruction started again. And no code of our own changes
 //! a flag, but on the way to overwriting them all (POPF).
 //!
-//! ESP updates are folded: pushes and pops address r14d plus a delta known here, and r14d is brought up to date only
-//! where a branch leaves or an instruction names ESP.
+//! ESP updates are folded: pushes and pops address r14 plus a delta known here, and r14 is brought up to date only where a
+//! branch leaves or an instruction names ESP. r14 is a host address, so that the stack is reached without a prefix; an
+//! instruction that writes ESP writes its low half, which is then made an address again.
 
 mod branch;
 mod copy;
@@ -24,9 +25,9 @@ use self::operand::{Place, base_offset, number, rename, segment_index, selector_
 use super::Places;
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
-use super::context::{Context, host};
+use super::context::{Context, NEAR, host};
 use super::decode::Trace;
-use super::emit::{Emitter, Transfer};
+use super::emit::Emitter;
 use super::mode::{Mode, SegmentClass};
 use super::trampoline::Trampolines;
 
@@ -82,8 +83,10 @@ impl Environment<'_> {
 struct Translator<'a> {
     e: &'a mut Emitter,
     env: &'a Environment<'a>,
-    /// Guest ESP minus r14d.
+    /// Guest ESP minus r14.
     delta: i32,
+    /// r14 was used for an access, or made from ESP, since it was last moved: see [`NEAR`].
+    anchored: bool,
     origins: Vec<Origin>,
     exits: Vec<Leave>,
     pending: Vec<Pending>,
@@ -108,6 +111,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         e,
         env,
         delta: 0,
+        anchored: false,
         origins,
         exits,
         pending: Vec::new(),
@@ -138,7 +142,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
             // while that page is what it is, which the table of the address space vouches for.
             false if !env.fixed && trace.ends_short() => {
                 t.commit();
-                t.e.by_table(Transfer::Jump, trace.next);
+                t.e.by_table(trace.next);
             }
             false => t.leave_direct(trace.next),
         }
@@ -181,6 +185,7 @@ impl Translator<'_> {
         let shadow = std::mem::take(&mut self.shadow);
         self.mark(self.eip, if shadow { Point::Shadowed } else { Point::Start });
         let (start, delta, exits, pending) = (self.e.position(), self.delta, self.exits.len(), self.pending.len());
+        let anchored = self.anchored;
         let done = match class {
             Class::Plain => self.plain(insn, source, false).map(|_| false),
             Class::FloatingPoint => self.plain(insn, source, true).and_then(|_| self.note_base(insn)).map(|_| false),
@@ -219,7 +224,7 @@ impl Translator<'_> {
         done.unwrap_or_else(|| {
             // Undo what was emitted, and leave the instruction to the interpreter.
             self.e.code.truncate(start);
-            self.delta = delta;
+            (self.delta, self.anchored) = (delta, anchored);
             self.exits.truncate(exits);
             self.pending.truncate(pending);
             self.origins.retain(|o| o.offset as usize <= start);
@@ -228,13 +233,41 @@ impl Translator<'_> {
         })
     }
 
-    /// Brings r14d up to date.
+    /// Brings r14 up to date.
     fn commit(&mut self) {
-        self.e.lea32(host::ESP, host::ESP, self.delta);
         if self.delta != 0 {
-            self.delta = 0;
+            self.bring_esp(self.delta);
             self.mark(self.eip, Point::Inside);
         }
+    }
+
+    /// Moves r14 on by `by`, to where it is up to date.
+    fn bring_esp(&mut self, by: i32) {
+        self.delta = 0;
+        if self.anchored && (-NEAR..=NEAR).contains(&by) {
+            if by != 0 {
+                self.e.move_esp(by);
+                self.anchored = false;
+            }
+        } else if by != 0 {
+            self.e.move_esp_anew(by);
+            self.anchored = true;
+        }
+    }
+
+    /// The instruction is about to write ESP: r14 is to hold nothing else, unless what comes writes all of it anyway.
+    fn before_writing_esp(&mut self, insn: &Instruction) {
+        use Mnemonic::*;
+        let whole = matches!(insn.mnemonic(), Mov | Lea | Add | Sub | And) && insn.op0_register() == Register::ESP;
+        if !whole {
+            self.e.mov32(host::ESP, host::ESP);
+        }
+    }
+
+    /// ESP was written to r14d: it is made an address again.
+    fn after_writing_esp(&mut self) {
+        self.e.make_esp(host::ESP, 0);
+        self.anchored = true;
     }
 
     /// An instruction that differs only in its registers and memory operand.
@@ -242,10 +275,14 @@ impl Translator<'_> {
         if self.fold_esp(insn) {
             return Some(());
         }
+        let writes_esp = names_esp(insn) && writes_esp(insn);
         if names_esp(insn) {
             self.commit();
         } else if let Some(parts) = Parts::of(source, simd, &mut Default::default()) {
             return self.copy(insn, &parts);
+        }
+        if writes_esp {
+            self.before_writing_esp(insn);
         }
         let mut out = *insn;
         recode(&mut out);
@@ -264,7 +301,11 @@ impl Translator<'_> {
                 set_memory(&mut out, place);
             }
         }
-        self.e.instruction(&out).then_some(())
+        self.e.instruction(&out).then_some(())?;
+        if writes_esp {
+            self.after_writing_esp();
+        }
+        Some(())
     }
 
     /// Keeps the segment base that an x87 memory operand was reached with, for the instruction pointer's saved companion:
@@ -294,7 +335,10 @@ impl Translator<'_> {
                     && insn.memory_base() == Register::ESP
                     && insn.memory_index() == Register::None =>
             {
+                // Nothing says that memory is there: r14 must not be moved by it alone.
                 self.delta = self.delta.wrapping_add(insn.memory_displacement32() as i32);
+                self.e.move_esp_anew(self.delta);
+                (self.delta, self.anchored) = (0, true);
                 true
             }
             Code::Mov_r32_rm32 | Code::Mov_rm32_r32
@@ -363,11 +407,19 @@ impl Translator<'_> {
         let place = Place::Window { base: Register::EBP, index: Register::None, scale: 1, displacement: 0 };
         let place = self.finish_place(place)?;
         self.load(Register::R11D, place);
-        self.e.lea32(host::ESP, 5, 4);
+        self.e.make_esp(5, 4);
         self.e.mov32(5, 11);
-        self.delta = 0;
+        (self.delta, self.anchored) = (0, true);
         Some(())
     }
+}
+
+/// True if an instruction that names ESP or SP may write it.
+fn writes_esp(insn: &Instruction) -> bool {
+    let named = |i| insn.op_kind(i) == OpKind::Register && matches!(insn.op_register(i), Register::ESP | Register::SP);
+    let second = matches!(insn.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd);
+    let reads = matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt);
+    !reads && (named(0) || (second && named(1)) || insn.mnemonic() == Mnemonic::Mulx && named(1))
 }
 
 /// True if ESP or SP is an operand of its own, rather than the base of an address.

@@ -49,8 +49,7 @@ impl Translator<'_> {
             },
             Gate::Enter | Gate::Exit => {}
         }
-        self.e.lea32(host::ESP, host::ESP, self.delta);
-        self.delta = 0;
+        self.bring_esp(self.delta);
         self.e.mov_immediate(8, self.next);
         let leave = Leave::Gate(self.eip, insn.mnemonic(), gate);
         self.leave_through(leave, self.env.trampolines.gates[gate.index()]);
