@@ -13,6 +13,7 @@ use tests::vhost::disk::Disk;
 use tests::vhost::driver::{Driver, SLOTS, connect};
 use tests::vhost::hostile::Hostile;
 use tests::vhost::session::{Reaction, request};
+use vmm::chipset::PciFunction;
 use vmm::virtio::DeviceEvent;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -273,6 +274,39 @@ fn a_process_that_leaves_after_the_handshake_stays_lost() -> Outcome {
     driver.device.replace(socket);
     driver.submit(0, None);
     assert_eq!(driver.finish(), [(0, 0, 0)]);
+    Ok(())
+}
+
+/// A hostile driver breaks nothing but its own device, which a reset of the machine mends, and its process is not blamed for it.
+#[test]
+fn whatever_a_driver_does_the_next_one_has_a_disk() -> Outcome {
+    let (disk, mut rng) = (Disk::new(SIZE), SmallRng::seed_from_u64(2));
+    let (mut driver, _thread) = attach(&disk)?;
+    for round in 0..300 {
+        driver.reset();
+        driver.start(rng.random());
+        let registers = rng.random();
+        for _ in 0..rng.random_range(0..200) {
+            driver.misbehave(&mut rng, registers);
+            // Long enough for the queues to start, now and then.
+            if rng.random_ratio(1, 8) {
+                driver.serve(Duration::from_millis(rng.random_range(0..4)));
+            }
+        }
+        driver.device.reset();
+        driver.reset();
+        driver.start(true);
+        driver.submit(round % SLOTS, Some(round as u8));
+        driver.finish();
+        driver.submit(round % SLOTS, None);
+        assert_eq!(driver.finish(), [(round % SLOTS, 0, round as u8)]);
+        assert!(
+            driver.events().iter().all(|event| matches!(event, DeviceEvent::NeedsReset(_))),
+            "{:?}",
+            driver.events()
+        );
+    }
+    assert!(!driver.events().is_empty(), "it was never found out");
     Ok(())
 }
 
