@@ -1,11 +1,13 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ipc::control::{MAX_MEMORY, MIN_MEMORY};
 use policy::Layer;
 
+use crate::config::{self, ConfigError};
 use crate::disks::VhostUserBlk;
 use crate::images::Disk;
 
@@ -19,6 +21,7 @@ Exit codes:
   8        the guest reset under --no-reboot
   10       stopped by the operator
   12       the vmm process died: a bug
+Other commands end with 0, or with 2 for what is wrong with the request, 4 for what failed or is missing.
 
 Keys, with the console on a terminal:
   Ctrl-A x quits, Ctrl-A p presses the power button, Ctrl-A a sends Ctrl-A, Ctrl-A h helps.
@@ -32,19 +35,98 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// The command line, with what the configuration says before what is said on it.
+    pub fn read() -> Result<Self, ConfigError> {
+        let given = Self::parse();
+        let Command::Run(options) = &given.command else { return Ok(given) };
+        let Some(config) = &options.config else { return Ok(given) };
+        let mut own = std::env::args_os();
+        // The program and `run`.
+        let mut all: Vec<OsString> = own.by_ref().take(2).collect();
+        all.extend(config::arguments(config)?);
+        all.extend(own);
+        Ok(Self::parse_from(all))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start a virtual machine with its serial console on standard input and output.
-    #[command(after_help = EXIT_CODES)]
-    Run(RunOptions),
+    // What the configuration says comes first, and is overridden by what is said after it.
+    #[command(after_help = EXIT_CODES, args_override_self = true)]
+    Run(Box<RunOptions>),
+    #[command(flatten)]
+    Ask(Ask),
+}
+
+/// What is asked of a running machine, or of this host.
+#[derive(Debug, Subcommand)]
+pub enum Ask {
+    /// List running machines and their processes.
+    Ps {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the processes of a machine as /proc has them: confinement, descriptors, mapped guest RAM.
+    Inspect {
+        /// The machine, as `ps` calls it
+        vm: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Replace the process behind a device, under load if need be.
+    Restart {
+        /// The machine
+        vm: String,
+        /// The device: disk0, disk1, ...
+        device: String,
+    },
+    /// Press the power button; asked again, stop the machine.
+    Stop {
+        /// The machine
+        vm: String,
+    },
+    /// Try what of confinement this host offers, and say how to get what is missing.
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what a role may ask of the kernel, and why: vmm, dev-blk
+    #[command(name = "policy")]
+    Policy {
+        #[command(subcommand)]
+        show: Show,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Show {
+    /// Print the profile of a role
+    Show {
+        /// vmm or dev-blk
+        #[arg(value_parser = crate::commands::role)]
+        role: policy::Role,
+    },
 }
 
 /// What to run.
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
+    /// Configuration (TOML): its keys are the flags below, and disks are tables ([[disk]] with path, format, ...). Flags
+    /// override it
+    #[arg(value_name = "GUEST.TOML")]
+    pub config: Option<PathBuf>,
+    /// What `bulkhead ps` and the other commands call the machine; unless given, the configuration's name or the process's
+    /// number
+    #[arg(long, value_name = "NAME", value_parser = crate::runtime::name)]
+    pub name: Option<String>,
     /// Kernel: a Linux bzImage (vmlinuz) or a multiboot image
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    pub kernel: Option<PathBuf>,
     /// Initial RAM disk; a multiboot kernel gets it as a module
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -107,7 +189,7 @@ fn console(text: &str) -> Result<Console, String> {
 }
 
 /// Parses `512M`, `1G`, `65536K` or bytes as a size of guest RAM.
-fn memory_size(text: &str) -> Result<u64, String> {
+pub fn memory_size(text: &str) -> Result<u64, String> {
     let bytes = byte_count(text)?;
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(4096) {
         return Err("between 1M and 63G, in steps of 4K".into());

@@ -17,6 +17,7 @@ use ipc::outcome::cause_chain;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use policy::Layers;
+use serde_json::{Value, json};
 
 use crate::disks::VhostUserBlk;
 use crate::heart::{Heart, Pulse};
@@ -128,6 +129,16 @@ impl Device {
                 self.happened(event, &mut Context { vmm: None, tolerate });
             }
         }
+    }
+
+    /// What is to be seen of it.
+    pub fn report(&self) -> Value {
+        let what = match &self.source {
+            Source::Own(image) => images::describe(&image.disk),
+            Source::Foreign(disk) => format!("served at {}", disk.socket.display()),
+        };
+        let state = format!("{:?}", self.state).to_lowercase();
+        json!({ "name": self.name, "state": state, "what": what, "replaced": self.connections.saturating_sub(1) })
     }
 
     /// What a message of its process means.
@@ -302,6 +313,13 @@ impl Device {
         self.happened(Event::Broken, context);
     }
 
+    /// The operator wants another process.
+    pub fn restart(&mut self, context: &mut Context<'_>) {
+        self.patience.renew();
+        self.cause = Some(("the operator wants another".into(), false));
+        self.happened(Event::Restart, context);
+    }
+
     /// The vmm has something to say of connection `connection`.
     pub fn reported(&mut self, connection: u64, event: DeviceEvent, context: &mut Context<'_>) {
         if connection + 1 != self.connections {
@@ -351,7 +369,11 @@ impl Device {
             // A channel that is full means that it does not read: silence tells.
             Pulse::Ask(number) => drop(back_end.link.say(&ToDevice::Beat(number), &[])),
             Pulse::Silent(long) => match back_end.process.stuck() {
-                true => tracing::warn!("{}: its process is stuck in the kernel: is the medium dead?", self.name),
+                true => {
+                    tracing::warn!("{}: its process is stuck in the kernel: is the medium dead?", self.name);
+                    // SIGKILL would not end it either: it is asked again.
+                    self.heart = Heart::new(now, BEAT.0, BEAT.1);
+                }
                 false => {
                     let stopped = back_end.process.stopped();
                     let how = if stopped { "somebody stopped it, for" } else { "it has not answered for" };

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use ipc::control::DeviceEvent;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use policy::Layers;
+use serde_json::Value;
 
 use crate::device::{Context, Device};
+use crate::inspect;
 use crate::link::VmmLink;
 
 /// How long processes may take to end after their vmm, before they are killed.
@@ -74,6 +76,19 @@ impl Devices {
             let mut context = Context { vmm: Some(vmm), tolerate: &self.tolerate };
             device.reported(connection, event, &mut context);
         }
+    }
+
+    /// The operator wants another process behind the device called `name`. False if there is none of this name.
+    pub fn restart(&mut self, name: &str, vmm: &mut VmmLink) -> bool {
+        let Some(device) = self.devices.iter_mut().find(|device| device.name == name) else { return false };
+        device.restart(&mut Context { vmm: Some(vmm), tolerate: &self.tolerate });
+        true
+    }
+
+    /// What is to be seen of the devices, and of their processes.
+    pub fn report(&self) -> (Vec<Value>, Vec<Value>) {
+        let process = |d: &Device| Some(inspect::process(&d.name, "dev-blk", d.back_end()?.process.pid()));
+        (self.devices.iter().map(Device::report).collect(), self.devices.iter().filter_map(process).collect())
     }
 
     /// Does what time demands.

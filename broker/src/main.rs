@@ -1,21 +1,27 @@
 //! The `bulkhead` command: opens what a virtual machine needs, starts it, and stands between it and the operator.
 //!
 //! This process opens every file and hands descriptors over; it never maps guest memory and parses nothing that comes
-//! from a guest. `run` is the one subcommand so far. Exit codes are listed in [`ipc::outcome`] and by `bulkhead --help`.
+//! from a guest. Exit codes are listed in [`ipc::outcome`] and by `bulkhead --help`.
 
 mod cli;
+mod commands;
+mod config;
+mod control_api;
 mod device;
 mod devices;
 mod disks;
+mod doctor;
 mod escape;
 mod heart;
 mod images;
+mod inspect;
 mod link;
 mod logging;
 mod process;
 mod relay;
 mod resources;
 mod run;
+mod runtime;
 mod signals;
 mod spawn;
 mod supervise;
@@ -24,18 +30,36 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use ipc::outcome;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    let cli::Command::Run(options) = cli.command;
+    let cli = match cli::Cli::read() {
+        Ok(cli) => cli,
+        Err(error) => {
+            eprintln!("error: {}", outcome::cause_chain(&error));
+            return ExitCode::from(outcome::USAGE);
+        }
+    };
+    let options = match cli.command {
+        cli::Command::Run(options) => options,
+        cli::Command::Ask(ask) => return answer(&ask),
+    };
     logging::start(options.json);
     match run::run(&options) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             tracing::error!("{}", outcome::cause_chain(&error));
             ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn answer(ask: &cli::Ask) -> ExitCode {
+    match commands::run(ask) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {}", outcome::cause_chain(&error));
+            ExitCode::from(outcome::START_FAILED)
         }
     }
 }

@@ -106,6 +106,11 @@ impl Process {
         self.launched.pid
     }
 
+    /// Namespaces that it was to have and has not.
+    pub fn lacks(&self) -> &Layers {
+        &self.launched.missing
+    }
+
     /// Readable when it has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.launched.pidfd.as_fd()

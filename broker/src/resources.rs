@@ -23,6 +23,8 @@ pub struct Resources {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ResourceError {
+    #[error("no kernel: give --kernel FILE, or kernel = \"FILE\" in the configuration")]
+    NoKernel,
     #[error("opening the {role} {}: check the path and that you may read it", path.display())]
     Open { role: &'static str, path: PathBuf, source: std::io::Error },
     #[error("the {role} {} is not a regular file: give the image's own path", path.display())]
@@ -38,7 +40,7 @@ pub enum ResourceError {
 impl Resources {
     /// Opens kernel, initrd and the console's output, and opens and locks the disks' images.
     pub fn open(options: &RunOptions) -> Result<Self, ResourceError> {
-        let kernel = open("kernel", &options.kernel)?;
+        let kernel = open("kernel", options.kernel.as_deref().ok_or(ResourceError::NoKernel)?)?;
         let initrd = options.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         let own = options.disk.iter().map(|disk| Ok(Source::Own(disk.open()?)));
         let foreign = options.vhost_user_blk.iter().map(|disk| Ok(Source::Foreign(disk.clone())));

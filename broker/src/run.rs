@@ -10,6 +10,7 @@ use crate::devices::Devices;
 use crate::process::manner;
 use crate::relay::Relay;
 use crate::resources::{ResourceError, Resources};
+use crate::runtime::{self, RuntimeError, Socket};
 use crate::signals::StopSignals;
 use crate::spawn::{self, SpawnError, Vmm};
 use crate::supervise::{End, Supervisor};
@@ -23,6 +24,8 @@ pub enum RunError {
     Resources(#[from] ResourceError),
     #[error("the machine was not started")]
     Spawn(#[from] SpawnError),
+    #[error("the machine was not started")]
+    Runtime(#[from] RuntimeError),
     #[error("the machine was not started: {0}")]
     Disk(String, #[source] BackEndError),
     #[error("the machine was not started: taking signals")]
@@ -39,10 +42,8 @@ impl RunError {
     /// The exit code that this error becomes.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Resources(_) | Self::Spawn(_) | Self::Disk(..) | Self::Signals(_) | Self::Terminal(_) => {
-                outcome::START_FAILED
-            }
             Self::Watch(_) | Self::Died(_) => outcome::VMM_DIED,
+            _ => outcome::START_FAILED,
         }
     }
 }
@@ -52,6 +53,7 @@ pub fn run(options: &RunOptions) -> Result<u8, RunError> {
     let mut resources = Resources::open(options)?;
     let output = resources.output.take();
     let signals = StopSignals::new().map_err(RunError::Signals)?;
+    let socket = Socket::open(&name(options))?;
     let (vmm, devices) = start(options, resources)?;
     let stdio = options.console == Console::Stdio;
     let terminal = match stdio {
@@ -59,9 +61,16 @@ pub fn run(options: &RunOptions) -> Result<u8, RunError> {
         false => None,
     };
     let relay = Relay::new(terminal.is_some(), stdio, output);
-    let end = Supervisor::new(vmm, devices, relay, signals).run().map_err(RunError::Watch)?;
+    let end = Supervisor::new(vmm, devices, socket, relay, signals).run().map_err(RunError::Watch)?;
     drop(terminal);
     conclude(end, options)
+}
+
+/// The name that was given, else the configuration's, else a number that no other machine has.
+fn name(options: &RunOptions) -> String {
+    let stem = options.config.as_ref().and_then(|path| path.file_stem()?.to_str());
+    let own = stem.and_then(|stem| runtime::name(stem).ok());
+    options.name.clone().or(own).unwrap_or_else(|| format!("vm-{}", std::process::id()))
 }
 
 /// Starts all processes, which confine themselves at the same time, and hands each what it needs once it was verified.

@@ -10,11 +10,15 @@ use ipc::control::{FromVmm, ToVmm};
 use ipc::outcome::{Outcome, cause_chain};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
+use serde_json::{Value, json};
 
+use crate::control_api::{Api, Request};
 use crate::devices::{Devices, Part};
 use crate::escape::Action;
 use crate::heart::{Heart, Pulse};
+use crate::inspect;
 use crate::relay::Relay;
+use crate::runtime::Socket;
 use crate::signals::StopSignals;
 use crate::spawn::Vmm;
 
@@ -38,6 +42,7 @@ enum Source {
     Console,
     Input,
     Output,
+    Api,
     Device(usize, Part),
 }
 
@@ -70,6 +75,9 @@ pub struct Supervisor {
     // Before the devices, whose connections end with it.
     vmm: Vmm,
     devices: Devices,
+    /// None only while it is being served.
+    api: Option<Api>,
+    name: String,
     relay: Relay,
     signals: StopSignals,
     ending: Ending,
@@ -82,10 +90,24 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Takes over a vmm that was just started.
-    pub fn new(vmm: Vmm, devices: Devices, relay: Relay, signals: StopSignals) -> Self {
+    pub fn new(vmm: Vmm, devices: Devices, socket: Socket, relay: Relay, signals: StopSignals) -> Self {
+        let (name, api) = (socket.name.clone(), Some(Api::new(socket)));
         let (outcome, stats, status) = (None, Vec::new(), None);
         let heart = Heart::new(Instant::now(), BEAT.0, BEAT.1);
-        Self { vmm, devices, relay, signals, ending: Ending::No, outcome, stats, link_open: true, status, heart }
+        Self {
+            vmm,
+            devices,
+            api,
+            name,
+            relay,
+            signals,
+            ending: Ending::No,
+            outcome,
+            stats,
+            link_open: true,
+            status,
+            heart,
+        }
     }
 
     /// Runs until the vmm has ended and its output has been shown.
@@ -119,6 +141,9 @@ impl Supervisor {
             self.serve(source, flags)?;
         }
         self.devices.turn(Instant::now(), &mut self.vmm.link);
+        if self.api.as_ref().and_then(Api::next).is_some_and(|next| next <= Instant::now()) {
+            self.serve_api();
+        }
         self.check_patience()
     }
 
@@ -144,6 +169,8 @@ impl Supervisor {
         if let Some(output) = self.relay.output() {
             sources.push((Source::Output, output, PollFlags::POLLOUT));
         }
+        let api = self.api.iter().flat_map(Api::sources);
+        sources.extend(api.map(|fd| (Source::Api, fd, input)));
         sources.extend(self.devices.sources().into_iter().map(|(i, part, fd)| (Source::Device(i, part), fd, input)));
         sources
     }
@@ -172,6 +199,7 @@ impl Supervisor {
             Source::Console => self.serve_console(flags),
             Source::Input => self.read_input(),
             Source::Output => self.relay.write_output(),
+            Source::Api => self.serve_api(),
             Source::Device(index, part) => {
                 // A device ends because the vmm does: what the vmm said last was said before.
                 self.take_reports();
@@ -179,6 +207,31 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    fn serve_api(&mut self) {
+        if let Some(mut api) = self.api.take() {
+            api.serve(|request| self.obey(&request));
+            self.api = Some(api);
+        }
+    }
+
+    fn obey(&mut self, request: &Request) -> Value {
+        match request {
+            Request::Inspect => {
+                let (devices, mut processes) = self.devices.report();
+                processes.insert(0, inspect::process("vmm", "vmm", self.vmm.process.pid()));
+                json!({ "name": self.name, "broker": std::process::id(), "processes": processes, "devices": devices })
+            }
+            Request::Restart { device } => match self.devices.restart(device, &mut self.vmm.link) {
+                true => json!({ "done": true }),
+                false => json!({ "error": format!("the machine has no device called {device}") }),
+            },
+            Request::Stop => {
+                self.asked_to_end();
+                json!({ "done": true })
+            }
+        }
     }
 
     fn serve_console(&mut self, flags: PollFlags) {
@@ -263,7 +316,8 @@ impl Supervisor {
             Ending::Asked(until) | Ending::Stopping(until) => until.min(beat),
             Ending::No | Ending::Killed => beat,
         };
-        let until = self.devices.next().map_or(until, |next| until.min(next));
+        let others = [self.devices.next(), self.api.as_ref().and_then(Api::next)];
+        let until = others.into_iter().flatten().fold(until, Instant::min);
         let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
         PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
     }

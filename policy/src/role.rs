@@ -38,7 +38,7 @@ impl Role {
     }
 
     /// The text of the profile, built into the program: a confined process opens no file.
-    pub(crate) fn text(self) -> &'static str {
+    pub fn text(self) -> &'static str {
         match self {
             Self::Vmm => include_str!("../profiles/vmm.toml"),
             Self::DevBlk => include_str!("../profiles/dev-blk.toml"),

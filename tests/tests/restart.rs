@@ -14,7 +14,7 @@ use tests::debian::{Debian, Flavour};
 use tests::disks::{Daemon, hash};
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor, Running};
-use tests::processes::{await_child, send};
+use tests::processes::{alive, await_child, send};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -140,6 +140,22 @@ fn a_qcow2_image_survives_kills() -> Outcome {
     let check = image_tool(&["check", "-f", "qcow2"])?;
     // 3 means leaked clusters and nothing worse (qemu-img(1)).
     assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
+    Ok(())
+}
+
+/// Whichever process dies, nothing of the machine is left, and the exit code says what happened.
+#[test]
+fn the_death_of_the_vmm_ends_the_machine() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("disk");
+    fs::File::create(&image)?.set_len(SIZE)?;
+    let options = ["--disk".to_owned(), format!("path={},format=raw", image.display())];
+    let mut running = booted(dir.path(), &options)?;
+    let disk = await_child(running.pid(), DISK, &[], BACK)?;
+    let vmm = await_child(running.pid(), "bulkhead-vmm", &[], BACK)?;
+    send(vmm, Signal::SIGKILL);
+    assert_eq!(running.wait(SILENCE)?.code(), Some(12), "{}", running.stderr());
+    assert!(running.stderr().contains("SIGKILL") && !alive(disk), "{}", running.stderr());
     Ok(())
 }
 

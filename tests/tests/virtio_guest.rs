@@ -1,8 +1,9 @@
-//! Debian's own virtio driver uses disks of Bulkhead: one served by our disk process, one by QEMU's storage daemon. The
-//! images must hold afterwards what the guest was told that they hold.
+//! Debian's own virtio driver uses disks of Bulkhead: one served by our disk process, one by QEMU's storage daemon, and one
+//! by a process that is hostile. The images must hold afterwards what the guest was told that they hold.
 
 use std::error::Error;
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use tests::debian::{Debian, Flavour};
 use tests::disks::{Daemon, MIB, Traits, discarded, pattern, report, written};
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor};
+use tests::vhost::hostile::Hostile;
+use tests::vhost::session::serve;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -104,4 +107,38 @@ fn disks_translated() -> Outcome {
 #[test]
 fn disks_with_intx_translated() -> Outcome {
     uses_its_disks("translate", " pci=nomsi")
+}
+
+/// The guest has an honest disk and a hostile one. Whatever it makes of the latter, the former serves it, and it powers
+/// off in order: in the end the hostile one is given up, and what waits for it fails.
+#[test]
+fn a_hostile_disk_harms_itself_alone() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut before = pattern(32 * MIB);
+    before.resize(64 * MIB, 0);
+    fs::write(dir.path().join("own"), &before)?;
+    let own = Daemon::start(&dir.path().join("own"), &["--serial", "BULKHEAD-1"])?;
+    let path = dir.path().join("hostile.sock");
+    let listener = UnixListener::bind(&path)?;
+    // It serves each connection until that ends, and the next with another seed.
+    std::thread::spawn(move || {
+        for seed in 7.. {
+            let (stream, _) = listener.accept()?;
+            // How it ends is the vmm's decision.
+            let _ = serve(stream, &mut Hostile::honest_handshake(seed, u32::MAX));
+        }
+        std::io::Result::Ok(())
+    });
+    let script = "(dd if=/dev/vdb of=/dev/null bs=4k & dd if=/dev/zero of=/dev/vdb bs=64k count=64 &) >/dev/null 2>&1; \
+                  sh /suite/disk.sh vda";
+    let output = run("translate", &[&own.socket, &path], "", script)?;
+    let said: String = output
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| line.starts_with("vda"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_eq!(said, report("vda", &traits("BULKHEAD-1", 4096, 2048 * MIB), &before), "{output}");
+    assert!(fs::read(dir.path().join("own"))? == discarded(&written(&before)));
+    Ok(())
 }

@@ -33,6 +33,11 @@ impl Patience {
         self.serving = Some(now);
     }
 
+    /// An operator wants another try, whatever happened before.
+    pub fn renew(&mut self) {
+        self.faults = 0;
+    }
+
     /// It has ended, by its own `fault` or not: when to start the next; None for never.
     pub fn ended(&mut self, fault: bool, now: Instant) -> Option<Instant> {
         if self.serving.is_some_and(|since| now.saturating_duration_since(since) >= GOOD) {
@@ -63,6 +68,8 @@ mod tests {
             pauses.push(next.saturating_duration_since(start).as_millis());
         }
         assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 3200, 5000]);
+        patience.renew();
+        assert_eq!(patience.ended(true, start), Some(start));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   Pausing ─due→ Confining ─ready→ Opening ─opened→ Serving ─lost→ Leaving
 //!     ▲  │            └───────────────┴── broken, late, silent ────────┘
 //!     │  └─hopeless→ GivenUp                      ▼
-//!     └───────── exited, from any ───────────── Dying
+//!     └───────── exited, from any ───────────── Dying ◄─ the operator wants another
 //! ```
 
 /// Where the process behind a device stands.
@@ -48,6 +48,8 @@ pub enum Event {
     Due,
     /// It failed too often.
     Hopeless,
+    /// The operator wants another.
+    Restart,
 }
 
 /// What is to be done.
@@ -72,16 +74,16 @@ pub enum Action {
 /// The table. What is not in it changes nothing.
 pub fn next(state: State, event: Event) -> (State, Action) {
     use Action::{Abandon, Connect, Kill, Launch, Nothing, Plan, Serve};
-    use Event::{Broken, Due, Exited, Hopeless, Late, Lost, Opened, Ready, Silent};
+    use Event::{Broken, Due, Exited, Hopeless, Late, Lost, Opened, Ready, Restart, Silent};
     use State::{Confining, Dying, GivenUp, Leaving, Opening, Pausing, Serving};
     match (state, event) {
         (Confining, Ready) => (Opening, Serve),
         (Opening, Opened) => (Serving, Connect),
         (Serving, Lost) => (Leaving, Nothing),
-        (Confining | Opening | Leaving, Broken | Late) => (Dying, Kill),
-        (Serving, Broken | Silent) => (Dying, Kill),
+        (Confining | Opening | Leaving, Broken | Late | Restart) => (Dying, Kill),
+        (Serving, Broken | Silent | Restart) => (Dying, Kill),
         (Confining | Opening | Serving | Leaving | Dying, Exited) => (Pausing, Plan),
-        (Pausing, Due) => (Confining, Launch),
+        (Pausing, Due | Restart) | (GivenUp, Restart) => (Confining, Launch),
         (Pausing, Hopeless) => (GivenUp, Abandon),
         (state, _) => (state, Nothing),
     }
@@ -100,7 +102,7 @@ mod tests {
         State::Pausing,
         State::GivenUp,
     ];
-    const EVENTS: [Event; 9] = [
+    const EVENTS: [Event; 10] = [
         Event::Ready,
         Event::Opened,
         Event::Exited,
@@ -110,6 +112,7 @@ mod tests {
         Event::Lost,
         Event::Due,
         Event::Hopeless,
+        Event::Restart,
     ];
 
     fn has_process(state: State) -> bool {
@@ -130,12 +133,12 @@ mod tests {
         }
     }
 
-    /// Whatever state it is in, an end is noticed, and followed by another process. Giving up is meant to be final.
+    /// Whatever state it is in, the operator gets another process, and an end is always noticed.
     #[test]
     fn no_state_is_a_trap() {
-        for state in STATES.into_iter().filter(|state| *state != State::GivenUp) {
+        for state in STATES {
             let (mut state, mut launched) = (state, false);
-            for event in [Event::Exited, Event::Due] {
+            for event in [Event::Restart, Event::Exited, Event::Due] {
                 let (after, action) = next(state, event);
                 (state, launched) = (after, launched || action == Action::Launch);
             }

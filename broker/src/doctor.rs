@@ -1,0 +1,89 @@
+//! `bulkhead doctor`: what of confinement this host offers, found by confining a process that is given nothing, and looking
+//! at it as at any other.
+
+use std::collections::BTreeMap;
+
+use ipc::control::FromDevice;
+use ipc::outcome::{self, cause_chain};
+use policy::verify::Verified;
+use policy::{Layer, Layers};
+use serde_json::{Value, json};
+
+use crate::device::back_end::{BackEnd, BackEndError};
+use crate::spawn::PATIENCE;
+
+/// What is missing, and how that shows.
+type Missing = BTreeMap<Layer, String>;
+
+/// Prints every layer, and the remedy for each that is missing. The exit code says whether a machine could be started.
+pub fn run(json: bool) -> u8 {
+    let missing = match probe() {
+        Ok(missing) => missing,
+        Err(error) => {
+            eprintln!("error: no process could be confined to try it: {}", cause_chain(&error));
+            return outcome::START_FAILED;
+        }
+    };
+    if json {
+        println!(
+            "{}",
+            Layer::ALL.map(|layer| (layer.name().to_owned(), of(layer, &missing))).into_iter().collect::<Value>()
+        );
+    } else {
+        Layer::ALL.iter().for_each(|layer| print!("{}", line(*layer, &missing)));
+    }
+    if missing.is_empty() { outcome::POWER_OFF } else { outcome::START_FAILED }
+}
+
+/// Confines a process that does without whatever is missing.
+fn probe() -> Result<Missing, BackEndError> {
+    let all: Layers = Layer::ALL.into_iter().collect();
+    let mut probe = BackEnd::start("probe", &all)?;
+    let ready = match probe.link.await_one(PATIENCE) {
+        Ok(Some(FromDevice::Ready { landlock_proved, missing })) => (landlock_proved, missing),
+        Ok(Some(FromDevice::Failed(reason))) => return Err(BackEndError::Failed(reason)),
+        Ok(_) => return Err(BackEndError::Late),
+        Err(_) => {
+            probe.process.words.read();
+            return Err(BackEndError::Died);
+        }
+    };
+    let mut missing: Missing = probe.process.lacks().iter().map(|layer| (*layer, "it cannot be made".into())).collect();
+    for name in ready.1 {
+        missing.extend(name.parse::<Layer>().ok().map(|layer| (layer, "the process could not take it on".into())));
+    }
+    if !ready.0 {
+        missing.insert(Layer::Landlock, "nothing was denied".into());
+    }
+    let seen = Verified::of(probe.process.pid()).map_err(crate::process::ProcessError::from)?;
+    missing.extend(seen.findings());
+    Ok(missing)
+}
+
+fn of(layer: Layer, missing: &Missing) -> Value {
+    match missing.get(&layer) {
+        None => json!({ "present": true, "keeps": layer.keeps() }),
+        Some(how) => json!({ "present": false, "keeps": layer.keeps(), "found": how, "remedy": layer.remedy() }),
+    }
+}
+
+fn line(layer: Layer, missing: &Missing) -> String {
+    let (name, keeps) = (layer.name(), layer.keeps());
+    match missing.get(&layer) {
+        None => format!("ok       {name:18} keeps a process from {keeps}\n"),
+        Some(how) => format!("MISSING  {name:18} {how}; remedy: {}\n", layer.remedy()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_layer_comes_with_its_remedy() {
+        let missing = Missing::from([(Layer::Seccomp, "mode 0".to_owned())]);
+        assert!(line(Layer::Seccomp, &missing).contains("CONFIG_SECCOMP_FILTER"));
+        assert!(line(Layer::Landlock, &missing).starts_with("ok"));
+        assert_eq!(of(Layer::Seccomp, &missing)["present"], false);
+    }
+}
