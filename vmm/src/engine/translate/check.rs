@@ -129,7 +129,8 @@ impl<'a> Checker<'a> {
         for origin in self.subject.origins {
             match origin.point {
                 Point::Start | Point::Shadowed => {
-                    self.arrive(origin.offset, State::restart(self.subject.restarts_load_fp))?
+                    let restart = State::restart(self.subject.restarts_load_fp, origin.is_entry());
+                    self.arrive(origin.offset, restart)?
                 }
                 Point::Interruptible | Point::Inside => {
                     self.index(origin.offset)?;
@@ -153,7 +154,7 @@ impl<'a> Checker<'a> {
         match self.point(offset) {
             Some(Point::Start | Point::Shadowed) => {
                 state.require_guest_narrow().map_err(|rule| Violation { offset, rule })?;
-                state.meet(&State::restart(self.subject.restarts_load_fp));
+                state.meet(&State::restart(self.subject.restarts_load_fp, false));
             }
             Some(Point::Interruptible) => {
                 state.require_interruptible().map_err(|rule| Violation { offset, rule })?;

@@ -184,6 +184,8 @@ impl Translator<'_> {
         self.next = insn.next_ip32();
         let shadow = std::mem::take(&mut self.shadow);
         self.mark(self.eip, if shadow { Point::Shadowed } else { Point::Start });
+        // Other blocks come in here, and what they did with r14 adds to what this one does.
+        self.anchored &= self.delta != 0;
         let (start, delta, exits, pending) = (self.e.position(), self.delta, self.exits.len(), self.pending.len());
         let anchored = self.anchored;
         let done = match class {
@@ -255,13 +257,15 @@ impl Translator<'_> {
         }
     }
 
-    /// The instruction is about to write ESP: r14 is to hold nothing else, unless what comes writes all of it anyway.
-    fn before_writing_esp(&mut self, insn: &Instruction) {
+    /// The instruction is about to write ESP: r14 is to hold nothing else, unless what comes writes all of it anyway. True
+    /// if r14 is ESP itself now, and no address.
+    fn before_writing_esp(&mut self, insn: &Instruction) -> bool {
         use Mnemonic::*;
         let whole = matches!(insn.mnemonic(), Mov | Lea | Add | Sub | And) && insn.op0_register() == Register::ESP;
         if !whole {
             self.e.mov32(host::ESP, host::ESP);
         }
+        !whole
     }
 
     /// ESP was written to r14d: it is made an address again.
@@ -281,9 +285,7 @@ impl Translator<'_> {
         } else if let Some(parts) = Parts::of(source, simd, &mut Default::default()) {
             return self.copy(insn, &parts);
         }
-        if writes_esp {
-            self.before_writing_esp(insn);
-        }
+        let bare = writes_esp && self.before_writing_esp(insn);
         let mut out = *insn;
         recode(&mut out);
         for i in 0..out.op_count() {
@@ -298,7 +300,7 @@ impl Translator<'_> {
                 out.set_segment_prefix(Register::None);
             } else {
                 let place = self.place(insn)?;
-                set_memory(&mut out, place);
+                set_memory(&mut out, if bare { place.in_window() } else { place });
             }
         }
         self.e.instruction(&out).then_some(())?;

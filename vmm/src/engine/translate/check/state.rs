@@ -101,10 +101,10 @@ impl State {
         state
     }
 
-    /// Where an instruction is started again.
-    pub fn restart(fp: bool) -> Self {
-        // Entering makes r14 from ESP.
-        Self { fp, anchored: true, ..Self::entry() }
+    /// Where an instruction is started again, which makes r14 from ESP; or, if that is an entry, where other blocks come
+    /// in, with r14 as they left it.
+    pub fn restart(fp: bool, entry: bool) -> Self {
+        Self { fp, anchored: !entry, ..Self::entry() }
     }
 
     /// What register `number` holds.

@@ -21,6 +21,19 @@ pub(super) enum Place {
     Picked,
 }
 
+impl Place {
+    /// The same place where r14 is ESP itself rather than its host address.
+    pub(super) fn in_window(self) -> Self {
+        match self {
+            Self::Stack(displacement) => {
+                let (index, displacement) = (Register::None, displacement as u32);
+                Self::Window { base: Register::R14D, index, scale: 1, displacement }
+            }
+            other => other,
+        }
+    }
+}
+
 impl Translator<'_> {
     /// The memory operand's effective address in renamed registers.
     pub(super) fn flat_place(&mut self, insn: &Instruction) -> Place {
