@@ -131,14 +131,14 @@ impl GuestRam {
     /// The little-endian u32 at `gpa`; None outside RAM.
     #[inline]
     pub fn read_u32(&self, gpa: u64) -> Option<u32> {
-        let mut b = [0; 4];
-        self.read(gpa, &mut b).then(|| u32::from_le_bytes(b))
+        // SAFETY: `span` checked the four bytes; guest RAM is only ever accessed by copy.
+        self.span(gpa, 4).map(|at| unsafe { at.cast::<u32>().read_unaligned() })
     }
     /// The little-endian u64 at `gpa`; None outside RAM.
     #[inline]
     pub fn read_u64(&self, gpa: u64) -> Option<u64> {
-        let mut b = [0; 8];
-        self.read(gpa, &mut b).then(|| u64::from_le_bytes(b))
+        // SAFETY: as in `read_u32`.
+        self.span(gpa, 8).map(|at| unsafe { at.cast::<u64>().read_unaligned() })
     }
 
     /// True if the `copy.len()` bytes of RAM at `gpa` equal `copy`; false if any lies outside RAM.
@@ -160,6 +160,7 @@ impl GuestRam {
     }
 
     /// Host address of the `len` bytes at `gpa`; None if any lies outside RAM.
+    #[inline]
     pub fn span(&self, gpa: u64, len: usize) -> Option<*mut u8> {
         let first = self.offset_of(gpa)?;
         let last = gpa.checked_add(len.max(1) as u64 - 1)?;

@@ -55,8 +55,8 @@ impl Prepared {
         let op = &self.decoded.op;
         let stack = |skip: u32| v.state.seg[seg::SS].base.wrapping_add(v.state.gpr[reg::ESP].wrapping_add(skip));
         match self.decoded.full.mnemonic() {
-            Mnemonic::Push => Some((stack((op.size as u32).wrapping_neg()), true)),
-            Mnemonic::Pop => Some((stack(0), false)),
+            Mnemonic::Push | Mnemonic::Call => Some((stack((op.size as u32).wrapping_neg()), true)),
+            Mnemonic::Pop | Mnemonic::Ret => Some((stack(0), false)),
             mnemonic if [op.dst, op.src, op.third].contains(&operand::MEM) => {
                 let only_read = matches!(mnemonic, Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt);
                 Some((operand::linear_of(v, op), op.dst == operand::MEM && !only_read))

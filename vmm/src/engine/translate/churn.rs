@@ -1,5 +1,5 @@
-//! Ring-3 instructions that keep causing host faults: interpreting one costs a twentieth of what the host's fault and the
-//! changes of its mapping cost.
+//! Ring-3 instructions that keep causing host faults: interpreting one costs a tenth of what the host's fault and the
+//! changes of its mapping cost, or less.
 //!
 //! A guest that unmaps, protects and touches the same memory again and again makes the same instruction fault each time,
 //! and each page mapped for it must be unmapped again. So an instruction that has faulted often is translated as a way out
@@ -29,14 +29,17 @@ use crate::mmu::{Flush, Rights, Shadow, peek};
 
 /// Faults of an instruction before it is first interpreted.
 const FAULTS: u32 = 12;
+/// Faults that one counts for if an interpreted instruction has just touched the page: as long as not all that touch it
+/// are interpreted, each of them only costs.
+const FOLLOWS: u32 = FAULTS / 2;
 /// By what that number grows each time the instruction is translated plainly again.
 const GROWTH: u32 = 4;
 /// Points for a mapping that was spared: executions by way of the interpreter that take as long.
-const WORTH: i32 = 24;
+const WORTH: i32 = 10;
 /// Points lost for a mapping that was made after all: with it made at once, a host fault less.
-const WASTE: i32 = 12;
+const WASTE: i32 = 6;
 /// Points at first and at most.
-const CREDIT: i32 = 256;
+const CREDIT: i32 = 128;
 /// Touched pages remembered.
 const MARKS: usize = 64;
 /// Instructions remembered for each: enough for those of one loop.
@@ -116,14 +119,16 @@ impl Default for Churn {
 }
 
 impl Churn {
-    /// Notes a fault of the instruction at `eip`. True if it has faulted often enough to be interpreted.
-    fn fault(&mut self, eip: u32) -> bool {
+    /// Notes a fault of the instruction at `eip` on the page of `linear`. True if it has faulted often enough to be
+    /// interpreted.
+    fn fault(&mut self, eip: u32, linear: u32, cr3: u32) -> bool {
         if self.records.len() >= MAX_LEARNT {
             // What is still translated as interpreted is found out when it is next come to.
             *self = Self::default();
         }
+        let follows = self.marks[Self::place(linear, cr3)].is_of(linear, cr3);
         let record = self.records.entry(eip).or_insert(Record { faults: 0, limit: FAULTS, points: 0 });
-        record.faults = record.faults.saturating_add(1);
+        record.faults = record.faults.saturating_add(if follows { FOLLOWS } else { 1 });
         record.faults >= record.limit
     }
 
@@ -204,11 +209,10 @@ impl Churn {
 }
 
 impl Translator {
-    /// The instruction at `eip`, in block `id`, has faulted in the window for `rights`. True if its block is gone, to be
-    /// translated anew.
-    pub(super) fn note_fault(&mut self, vcpu: &mut Vcpu, rights: Option<Rights>, id: u32, eip: u32) -> bool {
-        let key = self.registry.block(id).key;
-        if !matches!(rights, Some(Rights::User(_))) || !key.mode.user() || !self.churn.fault(eip) {
+    /// The instruction at EIP, in block `id`, has faulted at `linear`. True if its block is gone, to be translated anew.
+    pub(super) fn note_fault(&mut self, vcpu: &mut Vcpu, id: u32, linear: u32) -> bool {
+        let (eip, key) = (vcpu.state.eip, self.registry.block(id).key);
+        if !key.mode.paging() || !key.mode.user() || !self.churn.fault(eip, linear, vcpu.state.cr3) {
             return false;
         }
         let eligible = may_be_spared(vcpu, key, eip);
@@ -257,7 +261,7 @@ impl Translator {
 }
 
 /// True if the instruction at `eip` of a block with `key` is one that is interpreted no worse than translated: it moves a
-/// few bytes, uses no x87 or SSE state and does not end the block.
+/// few bytes and uses no x87 or SSE state.
 fn may_be_spared(vcpu: &mut Vcpu, key: Key, eip: u32) -> bool {
     let mut bytes = [0; 15];
     let here = bytes.len().min(0x1000 - (eip & 0xfff) as usize);
@@ -269,7 +273,8 @@ fn may_be_spared(vcpu: &mut Vcpu, key: Key, eip: u32) -> bool {
     let memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
     match classify(&insn, key.mode) {
         Class::Plain => memory,
-        Class::Push | Class::Pop => true,
+        // Leaving emitted code empties the return stack, so that no return misses its call.
+        Class::Push | Class::Pop | Class::Call | Class::CallIndirect | Class::Return => true,
         _ => false,
     }
 }
@@ -283,7 +288,8 @@ mod tests {
 
     /// A record of an instruction at `eip` that is interpreted now, having faulted `faults` times.
     fn learnt(churn: &mut Churn, eip: u32, faults: u32) {
-        assert!((1..faults).all(|_| !churn.fault(eip)) && churn.fault(eip), "not after {faults} faults");
+        let mut fault = || churn.fault(eip, PAGE + 0x5000, 0x1000);
+        assert!((1..faults).all(|_| !fault()) && fault(), "not after {faults} faults");
         churn.learn(eip, true);
         assert!(churn.stays(eip));
     }
@@ -324,6 +330,15 @@ mod tests {
             churn.stays(5)
         };
         assert_eq!((0..1000).take_while(|_| spoilt(&mut churn)).count() as i32, CREDIT / WASTE);
+    }
+
+    #[test]
+    fn one_that_follows_is_interpreted_soon() {
+        let mut churn = Churn::default();
+        learnt(&mut churn, 5, FAULTS);
+        churn.touched(STORE, |_| false);
+        let faults = (1..).find(|_| churn.fault(6, PAGE + 8, 0x1000));
+        assert_eq!(faults, Some(FAULTS / FOLLOWS));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub enum Class {
     Leave,
     /// MOV from a segment register to a general register.
     ReadSelector,
+    /// MOV from CR0, CR2, CR3 or CR4 at ring 0.
+    ReadControl,
     /// MOVS, STOS, LODS, SCAS, CMPS.
     String,
     /// CLI at ring 0.
@@ -109,6 +111,9 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         Mov => match (insn.op0_kind(), insn.op1_kind()) {
             _ if insn.code() == Code::Mov_r32m16_Sreg && insn.op0_kind() == OpKind::Register => Class::ReadSelector,
             _ if insn.code() == Code::Mov_Sreg_r32m16 => load_gate(insn, mode, Gate::Move),
+            _ if insn.code() == Code::Mov_r32_cr && mode.ring0() && is_control(insn.op1_register()) => {
+                Class::ReadControl
+            }
             _ if is_system_mov(insn) => Class::Interpret,
             _ => Class::Plain,
         },
@@ -136,6 +141,10 @@ fn load_gate(insn: &Instruction, mode: Mode, gate: fn(u8) -> Gate) -> Class {
         true => Class::Gate(gate(which as u8)),
         false => Class::Interpret,
     }
+}
+
+fn is_control(r: Register) -> bool {
+    matches!(r, Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4)
 }
 
 fn is_system_mov(insn: &Instruction) -> bool {

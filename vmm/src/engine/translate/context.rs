@@ -87,6 +87,8 @@ pub struct Context {
     pub tsc_aux: u32,
     /// Guest EIP of a missed indirect branch.
     pub branch: u32,
+    /// CR0, CR2, CR3 and CR4 at their numbers; emitted code does not change them.
+    pub control: [u32; 5],
     /// Host address of the window to use for each quarter of the address space.
     pub quarters: [u64; 4],
     /// Host address of the window that GS-relative accesses use; `enter` loads GS base from it.

@@ -327,6 +327,7 @@ impl Translator {
         c.tsc_aux = s.msr.tsc_aux;
         c.seg = s.seg;
         c.cpl = s.cpl as u32;
+        c.control = [s.cr0, 0, s.cr2, s.cr3, s.cr4];
         c.moved = 0;
         self.check_gates(vcpu);
     }

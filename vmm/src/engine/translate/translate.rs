@@ -195,6 +195,7 @@ impl Translator<'_> {
             Class::Pop => self.pop(insn).map(|_| false),
             Class::Leave => self.leave().map(|_| false),
             Class::ReadSelector => self.read_selector(insn).map(|_| false),
+            Class::ReadControl => self.read_control(insn).map(|_| false),
             Class::String => self.string(insn).map(|_| false),
             Class::JumpIf => self.jump_if(insn).map(|_| false),
             Class::CountJump => self.count_jump(insn).map(|_| false),

@@ -201,6 +201,7 @@ pub fn context_load(insn: &Instruction, state: &State) -> Result<Value, &'static
         let first = (offset_of!(Context, seg) + field) as u64;
         (0..6).any(|i| at == first + i * size_of::<Segment>() as u64)
     };
+    let of_control = [0, 2, 3, 4].iter().any(|n| at == (offset_of!(Context, control) + n * size_of::<u32>()) as u64);
     match wide {
         true if at == offset_of!(Context, fp_absent) as u64 => Ok(Value::FpAbsent),
         // Rust code and the signal handler only ever store 0 or 1 there.
@@ -215,6 +216,7 @@ pub fn context_load(insn: &Instruction, state: &State) -> Result<Value, &'static
         },
         false if of_segment(offset_of!(Segment, base)) => Ok(Value::Narrow),
         false if of_segment(offset_of!(Segment, selector)) => Ok(Value::Narrow),
+        false if of_control => Ok(Value::Narrow),
         _ => Err(OUTSIDE),
     }
 }

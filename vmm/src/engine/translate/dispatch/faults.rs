@@ -93,7 +93,7 @@ impl Translator {
             self.active = None;
         }
         match resolution {
-            Resolution::Mapped if self.note_fault(vcpu, self.shadow.rights(window), id, origin.eip) => Ok(None),
+            Resolution::Mapped if self.note_fault(vcpu, id, linear) => Ok(None),
             Resolution::Mapped if self.active.is_none() || shadowed => Ok(None),
             Resolution::Mapped => {
                 let block = self.registry.block(id);
@@ -113,7 +113,7 @@ impl Translator {
             Resolution::Interpret => {
                 self.learn(vcpu, id, origin.eip, window, linear);
                 let (cpl, rights) = (vcpu.state.cpl, self.shadow.rights(window));
-                self.note_fault(vcpu, rights, id, origin.eip);
+                self.note_fault(vcpu, id, linear);
                 self.interpret(vcpu)?;
                 self.awaited = rights
                     .filter(|_| vcpu.state.cr2 == linear && vcpu.state.cpl == 0)

@@ -17,6 +17,8 @@ const TSS: u32 = 0x41_2000;
 const KERNEL_STACK: u32 = 0x42_0000;
 /// Counts page faults.
 const FAULTS: u32 = 0x42_1000;
+/// Adds up their addresses.
+const ADDRESSES: u32 = FAULTS + 4;
 const FRAME: u32 = 0x50_0000;
 /// Linear address of [`FRAME`], and its entry.
 const PAGE: u32 = 0x8000_0000;
@@ -55,6 +57,8 @@ fn kernel(a: &mut CodeAssembler, change: Change) -> (CodeLabel, CodeLabel) {
     a.hlt().unwrap();
     a.set_label(&mut fault).unwrap();
     a.inc(dword_ptr(FAULTS)).unwrap();
+    a.mov(ebp, cr2).unwrap();
+    a.add(dword_ptr(ADDRESSES), ebp).unwrap();
     a.or(dword_ptr(ENTRY), 1).unwrap();
     a.add(esp, 4).unwrap();
     a.iretd().unwrap();
@@ -123,9 +127,10 @@ fn churn(change: Change, touch: impl Fn(&mut CodeAssembler)) -> (u32, Translator
     assert_eq!(left.state, right.state);
     assert_eq!(right.state.gpr[reg::EBX], ROUNDS * (ROUNDS + 1) / 2);
     let read = |v: &Vcpu, at: u32| v.mmu.ram.read_u32(at as u64).unwrap();
-    for at in [FAULTS, ENTRY, FRAME + 8, DATA] {
+    for at in [FAULTS, ADDRESSES, ENTRY, FRAME + 8, DATA] {
         assert_eq!(read(&left, at), read(&right, at), "at {at:#x}");
     }
+    assert_eq!(read(&right, ADDRESSES), read(&right, FAULTS).wrapping_mul(left.state.cr2));
     (read(&right, FAULTS), translator)
 }
 
@@ -146,6 +151,25 @@ fn a_page_that_goes_again_and_again_faults_in_the_guest_alone() {
     let (faults, translator) = churn(Change::Unmap, plain_store);
     assert_eq!(faults, ROUNDS);
     assert!(translator.stats.spared > ROUNDS as u64 / 2, "{:?}", translator.stats);
+    assert!(translator.shadow.stats.faults < ROUNDS as u64 / 4, "{:?}", translator.shadow.stats);
+}
+
+/// The stack itself goes, and a call finds out.
+#[test]
+fn calls_on_a_stack_that_goes_again_and_again_fault_in_the_guest_alone() {
+    let (faults, translator) = churn(Change::Unmap, |a| {
+        let (mut function, mut done) = (a.create_label(), a.create_label());
+        a.mov(ecx, esp).unwrap();
+        a.mov(esp, PAGE + 0x100).unwrap();
+        a.call(function).unwrap();
+        a.jmp(done).unwrap();
+        a.set_label(&mut function).unwrap();
+        a.ret().unwrap();
+        a.set_label(&mut done).unwrap();
+        a.mov(esp, ecx).unwrap();
+        a.mov(dword_ptr(edi), eax).unwrap();
+    });
+    assert_eq!(faults, ROUNDS);
     assert!(translator.shadow.stats.faults < ROUNDS as u64 / 4, "{:?}", translator.shadow.stats);
 }
 

@@ -1,5 +1,5 @@
 //! Sensitive instructions that work on the processor's virtual state in the context, without leaving emitted code:
-//! interrupt flag, flags image, time stamp, selectors.
+//! interrupt flag, flags image, time stamp, selectors, control registers.
 
 use std::mem::offset_of;
 
@@ -108,6 +108,17 @@ impl Translator<'_> {
         if with_aux {
             self.e.load_context(false, 1, offset_of!(Context, tsc_aux));
         }
+    }
+
+    /// MOV from a control register: what Rust code last left there.
+    pub(super) fn read_control(&mut self, insn: &Instruction) -> Option<()> {
+        let to = insn.op0_register();
+        if to == Register::ESP {
+            return None;
+        }
+        let which = insn.op1_register().number();
+        self.e.load_context(false, number(to), offset_of!(Context, control) + which * size_of::<u32>());
+        Some(())
     }
 
     pub(super) fn read_selector(&mut self, insn: &Instruction) -> Option<()> {
