@@ -10,7 +10,7 @@
 //!
 //! What is linked to is only code on pages that the window has marked as executed, so that their changes are noticed.
 //!
-//! Linking and unlinking take a walk over all exits, which pays after some milliseconds. So it waits until interrupts have
+//! Linking takes a walk over all that may be linked, which pays after some milliseconds. So it waits until interrupts have
 //! found one address space in user code several times, and longer each time that the last wait turned out too short.
 
 use super::Translator;

@@ -307,15 +307,16 @@ impl Registry {
         }
     }
 
-    /// The branches of blocks of `mode` that lead to another page and are not linked: exit sites, and where they go.
+    /// The branches of user code of `mode` that lead to another page and are not linked: exit sites, and where they go.
     pub fn open_between_pages(&self, mode: Mode) -> Vec<(u32, u32)> {
         let mut open = Vec::new();
         for (number, segment) in self.segments.iter().enumerate() {
-            for (place, exit) in segment.exits.iter().enumerate() {
+            for &place in &segment.far {
+                let exit = &segment.exits[place as usize];
                 let Kind::Direct { eip, link: Link { to: NONE, .. }, .. } = exit.kind else { continue };
                 let from = &segment.records[exit.block as usize];
-                if from.live && from.mode == mode && from.second == NONE && (from.eip ^ eip) & !0xfff != 0 {
-                    open.push((join(number, place), eip));
+                if from.live && from.mode == mode && from.second == NONE {
+                    open.push((join(number, place as usize), eip));
                 }
             }
         }

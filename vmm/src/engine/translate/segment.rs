@@ -92,6 +92,8 @@ pub struct Segment {
     pub records: Vec<Record>,
     pub exits: Vec<Exit>,
     pub prepared: Vec<Prepared>,
+    /// Places of the exit sites by which user code branches to another page.
+    pub far: Vec<u32>,
     origins: Vec<u8>,
 }
 
@@ -103,6 +105,11 @@ impl Segment {
         record.sites = self.exits.len() as u32;
         origins::pack(record.eip, origins, &mut self.origins);
         let offset = |address: u64| (address - base) as u32;
+        let far = |leave: &Leave| matches!(leave, Leave::Direct { eip, .. } if (eip ^ record.eip) & !0xfff != 0);
+        if record.mode.user() {
+            let places = exits.iter().zip(record.sites..).filter(|(leave, _)| far(leave));
+            self.far.extend(places.map(|(_, place)| place));
+        }
         self.exits.extend(exits.iter().map(|leave| Exit {
             block: index as u32,
             kind: match *leave {
@@ -146,6 +153,7 @@ impl Segment {
         self.records.clear();
         self.exits.clear();
         self.prepared.clear();
+        self.far.clear();
         self.origins.clear();
     }
 
@@ -154,6 +162,7 @@ impl Segment {
         size_of_val(&self.records[..])
             + size_of_val(&self.exits[..])
             + size_of_val(&self.prepared[..])
+            + size_of_val(&self.far[..])
             + self.origins.len()
     }
 }

@@ -31,7 +31,7 @@ fn prepared() -> (Vcpu, CpuState) {
     for (space, frame) in SPACES.into_iter().zip(FRAMES) {
         assert!(v.mmu.ram.write(space as u64, &((space + 0x1000) | RIGHTS).to_le_bytes()));
         for page in 0..1024u32 {
-            assert!(v.mmu.ram.write((space + 0x1000 + page * 4) as u64, &(page << 12 | RIGHTS).to_le_bytes()));
+            assert!(v.mmu.ram.write((space + 0x1000 + page * 4) as u64, &((page << 12) | RIGHTS).to_le_bytes()));
         }
         assert!(v.mmu.ram.write(entry(space), &(frame | RIGHTS).to_le_bytes()));
     }
