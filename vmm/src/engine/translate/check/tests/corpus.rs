@@ -25,6 +25,10 @@ pub fn snippets() -> Vec<Vec<u8>> {
 fn stack() -> Vec<Vec<u8>> {
     vec![
         assemble(|a| {
+            a.lea(esp, dword_ptr(esp - 8))?;
+            a.mov(ds, word_ptr(esp + 4))
+        }),
+        assemble(|a| {
             a.push(ebp)?;
             a.mov(ebp, esp)?;
             a.sub(esp, 16)?;
