@@ -8,6 +8,7 @@
 //! * A page that changed or went before any window had to show it is a mapping spared, worth [`WORTH`] interpreted
 //!   accesses. What they took less than that is earned by each instruction that touched the page.
 //! * Where another instruction had the page mapped after all, that costs them [`WASTE`] points.
+//! * A page that gives way in memory to another, and is still as it was, costs them a point an access.
 //! * An access to a page that its window shows, or that was touched more often than a mapping is worth, costs one point.
 //!
 //! An instruction without points is translated plainly again, and needs more faults than before to come back here. What was
@@ -40,6 +41,8 @@ const WORTH: i32 = 10;
 const WASTE: i32 = 6;
 /// Points at first and at most.
 const CREDIT: i32 = 128;
+/// CR3 writes since a page of another address space was touched last after which it is taken to be gone with it.
+const GONE: u32 = 4;
 /// Touched pages remembered.
 const MARKS: usize = 64;
 /// Instructions remembered for each: enough for those of one loop.
@@ -66,6 +69,17 @@ struct Touch {
     seen: Option<(u64, bool)>,
 }
 
+/// What became of a page that interpreted instructions touched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It changed or went, and no window ever showed it.
+    Spared,
+    /// A window shows it.
+    Shown,
+    /// Nothing: it is only not remembered any longer.
+    Kept,
+}
+
 /// What is remembered of such a page.
 #[derive(Clone, Copy, Default)]
 struct Mark {
@@ -85,9 +99,24 @@ impl Mark {
         self.count != 0 && self.first.cr3 == cr3 && (self.first.linear ^ linear) & !0xfff == 0
     }
 
-    /// True if a window shows the page as the instructions would have needed it.
-    fn is_shown(&self, shadow: &Shadow) -> bool {
-        shadow.shows(Rights::User(self.first.cr3), self.first.linear, self.first.write)
+    /// Its fate now that the page has changed.
+    fn changed(&self, shadow: &Shadow) -> Fate {
+        match shadow.shows(Rights::User(self.first.cr3), self.first.linear, self.first.write) {
+            true => Fate::Shown,
+            false => Fate::Spared,
+        }
+    }
+
+    /// Its fate when another page is remembered in its place, after `flushes` CR3 writes.
+    fn displaced(&self, shadow: &Shadow, vcpu: &Vcpu, flushes: u32) -> Fate {
+        let kept = match self.first.cr3 == vcpu.state.cr3 {
+            true => seen(vcpu, self.first.linear) == self.first.seen,
+            false => flushes.wrapping_sub(self.flushes) < GONE,
+        };
+        match self.changed(shadow) {
+            Fate::Spared if kept => Fate::Kept,
+            fate => fate,
+        }
     }
 
     fn add(&mut self, touch: &Touch) {
@@ -171,27 +200,31 @@ impl Churn {
         (linear >> 12 ^ cr3 >> 12) as usize % MARKS
     }
 
-    /// The page of `linear` is no longer as it was. `shown` tells whether a window had to show it meanwhile.
-    fn changed(&mut self, linear: u32, cr3: u32, shown: impl FnOnce(&Mark) -> bool) {
+    /// The page of `linear` is no longer as it was.
+    fn changed(&mut self, linear: u32, cr3: u32, fate: impl FnOnce(&Mark) -> Fate) {
         let place = Self::place(linear, cr3);
         if self.marks[place].is_of(linear, cr3) {
-            self.settle(place, shown);
+            self.settle(place, fate);
         }
     }
 
     /// Ends what is remembered at `place`.
-    fn settle(&mut self, place: usize, shown: impl FnOnce(&Mark) -> bool) {
+    fn settle(&mut self, place: usize, fate: impl FnOnce(&Mark) -> Fate) {
         let mark = std::mem::take(&mut self.marks[place]);
         if mark.count == 0 {
             return;
         }
-        let points = if shown(&mark) { -WASTE } else { (WORTH - mark.count).max(0) };
+        let points = match fate(&mark) {
+            Fate::Spared => (WORTH - mark.count).max(0),
+            Fate::Shown => -WASTE,
+            Fate::Kept => -mark.count,
+        };
         self.reward(mark.first.eip, points);
         mark.others.iter().for_each(|&eip| self.reward(eip, points));
     }
 
     /// An instruction has touched a page that no window shows.
-    fn touched(&mut self, touch: Touch, shown: impl FnOnce(&Mark) -> bool) {
+    fn touched(&mut self, touch: Touch, fate: impl FnOnce(&Mark) -> Fate) {
         let place = Self::place(touch.linear, touch.cr3);
         let (mark, flushes) = (&mut self.marks[place], self.flushes);
         let same = mark.is_of(touch.linear, touch.cr3);
@@ -203,7 +236,7 @@ impl Churn {
             }
             return;
         }
-        self.settle(place, |mark| !same && shown(mark));
+        self.settle(place, |mark| if same { Fate::Spared } else { fate(mark) });
         self.marks[place] = Mark { first: touch, count: 1, others: Default::default(), flushes };
     }
 }
@@ -243,8 +276,8 @@ impl Translator {
             self.churn.charge(eip);
             return Ok(());
         }
-        let seen = peek(&vcpu.mmu.ram, &vcpu.state, linear, true).map(|t| (t.gpa & !0xfff, t.writable_now));
-        self.churn.touched(Touch { eip, cr3, linear, write, seen }, |mark| mark.is_shown(shadow));
+        let (seen, flushes) = (seen(vcpu, linear), self.churn.flushes);
+        self.churn.touched(Touch { eip, cr3, linear, write, seen }, |mark| mark.displaced(shadow, vcpu, flushes));
         Ok(())
     }
 
@@ -253,11 +286,16 @@ impl Translator {
         let shadow = &self.shadow;
         match flush {
             Flush::Page(linear) => {
-                self.churn.changed(linear, cr3, |mark| mark.is_shown(shadow));
+                self.churn.changed(linear, cr3, |mark| mark.changed(shadow));
             }
             Flush::NonGlobal | Flush::All => self.churn.flushes = self.churn.flushes.wrapping_add(1),
         }
     }
+}
+
+/// The frame of `linear` and whether it can be stored to, as the guest's tables have it.
+fn seen(vcpu: &Vcpu, linear: u32) -> Option<(u64, bool)> {
+    peek(&vcpu.mmu.ram, &vcpu.state, linear, true).map(|t| (t.gpa & !0xfff, t.writable_now))
 }
 
 /// True if the instruction at `eip` of a block with `key` is one that is interpreted no worse than translated: it moves a
@@ -299,9 +337,9 @@ mod tests {
         let mut churn = Churn::default();
         [5, 6].into_iter().for_each(|eip| learnt(&mut churn, eip, FAULTS));
         for i in 0..10_000 {
-            churn.touched(Touch { eip: 5 + i % 2, ..STORE }, |_| false);
+            churn.touched(Touch { eip: 5 + i % 2, ..STORE }, |_| Fate::Spared);
             if i as i32 % WORTH == 0 {
-                churn.changed(PAGE + 8, 0x1000, |_| false);
+                churn.changed(PAGE + 8, 0x1000, |_| Fate::Spared);
             }
             assert!(churn.stays(5) && churn.stays(6), "after {i}");
         }
@@ -313,7 +351,7 @@ mod tests {
         learnt(&mut churn, 5, FAULTS);
         let mut times = 0;
         while churn.stays(5) {
-            churn.touched(STORE, |_| false);
+            churn.touched(STORE, |_| Fate::Spared);
             times += 1;
         }
         assert_eq!(times, CREDIT + WORTH);
@@ -325,18 +363,33 @@ mod tests {
         let mut churn = Churn::default();
         learnt(&mut churn, 5, FAULTS);
         let spoilt = |churn: &mut Churn| {
-            churn.touched(STORE, |_| false);
-            churn.changed(PAGE, 0x1000, |_| true);
+            churn.touched(STORE, |_| Fate::Spared);
+            churn.changed(PAGE, 0x1000, |_| Fate::Shown);
             churn.stays(5)
         };
         assert_eq!((0..1000).take_while(|_| spoilt(&mut churn)).count() as i32, CREDIT / WASTE);
+    }
+
+    /// Two pages that are remembered at one place, and never change.
+    #[test]
+    fn pages_that_displace_each_other_are_not_spared() {
+        let mut churn = Churn::default();
+        learnt(&mut churn, 5, FAULTS);
+        let other = Touch { linear: PAGE + 0x1000 * MARKS as u32, ..STORE };
+        assert_eq!(Churn::place(other.linear, other.cr3), Churn::place(PAGE, STORE.cr3));
+        let mut times = 0;
+        while churn.stays(5) && times < 10_000 {
+            churn.touched(if times % 2 == 0 { STORE } else { other }, |_| Fate::Kept);
+            times += 1;
+        }
+        assert_eq!(times, CREDIT + 1);
     }
 
     #[test]
     fn one_that_follows_is_interpreted_soon() {
         let mut churn = Churn::default();
         learnt(&mut churn, 5, FAULTS);
-        churn.touched(STORE, |_| false);
+        churn.touched(STORE, |_| Fate::Spared);
         let faults = (1..).find(|_| churn.fault(6, PAGE + 8, 0x1000));
         assert_eq!(faults, Some(FAULTS / FOLLOWS));
     }
@@ -347,7 +400,7 @@ mod tests {
         learnt(&mut churn, 5, FAULTS);
         let mut next = |gpa| {
             churn.flushes += 1;
-            churn.touched(Touch { seen: Some((gpa, true)), ..STORE }, |_| false);
+            churn.touched(Touch { seen: Some((gpa, true)), ..STORE }, |_| Fate::Spared);
             churn.marks[Churn::place(PAGE, 0x1000)].count
         };
         assert_eq!((next(0x5000), next(0x5000), next(0x6000), next(0x6000)), (1, 2, 1, 2));
