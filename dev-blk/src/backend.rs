@@ -18,6 +18,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::announce::Announcer;
+use crate::complain::Complaints;
 use crate::device::Device;
 use crate::queue::{self, Broken, Engine};
 use crate::request::MAX_DESCRIPTORS;
@@ -30,6 +31,7 @@ pub struct Backend {
     memory: Memory,
     announcer: Arc<Announcer>,
     workers: Vec<Worker>,
+    complaints: Complaints,
 }
 
 /// What belongs to one queue.
@@ -45,7 +47,7 @@ impl Backend {
         let worker =
             || Worker { engine: Mutex::new((Engine::default(), Spin::new(spin))), broken: AtomicBool::new(false) };
         let workers = (0..device.queues()).map(|_| worker()).collect();
-        Self { device, memory, announcer, workers }
+        Self { device, memory, announcer, workers, complaints: Complaints::default() }
     }
 
     /// Works until the queue is empty and the driver knows that it must notify. Runs on the queue's thread.
@@ -65,6 +67,12 @@ impl Backend {
                 }
             }
         }
+    }
+
+    /// Whoever drives the queue can break it, stop it and break it again, as often as it likes.
+    fn complain(&self, queue: usize, reason: &(dyn std::error::Error + 'static)) {
+        let Some(suppressed) = self.complaints.admit() else { return };
+        tracing::warn!(queue, reason, suppressed, "the guest broke a virtqueue; it is not served until it is reset");
     }
 
     /// One turn with the queue locked.
@@ -184,8 +192,7 @@ impl VhostUserBackend for Backend {
         }
         if let Err(broken) = self.serve(vring, worker) {
             worker.broken.store(true, Ordering::Release);
-            let reason: &dyn std::error::Error = &broken;
-            tracing::warn!(queue = thread, reason, "the guest broke a virtqueue; it is not served until it is reset");
+            self.complain(thread, &broken);
             vring.signal_error();
         }
         Ok(())

@@ -156,3 +156,6 @@ fn flag(layer: Layer) -> CloneFlags {
         _ => CloneFlags::empty(),
     }
 }
+
+#[cfg(test)]
+mod tests;

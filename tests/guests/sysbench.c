@@ -1,36 +1,52 @@
 /* sysbench [name] [N]: what one system operation costs. Prints "name nanoseconds-per-operation" for each. */
 #include "rt.h"
 
-static char *self;
 static i32 file, to[2], from[2];
 static u8 buffer[PAGE];
 static volatile u32 signals;
+static const char *running = "setting up";
 
+/* A call that fails does not do the work that is measured: the run ends, and says which. */
+static i32 must(i32 result)
+{
+    if (result < 0) {
+        put(running);
+        put(" failed: errno ");
+        put_dec((u32)-result);
+        put_char('\n');
+        sys1(NR_exit_group, 1);
+    }
+    return result;
+}
+
+/* A child that did not exit with 0 failed: its status is no errno, but tells as much. */
 static void wait_for(i32 pid)
 {
-    sys4(NR_wait4, pid, 0, 0, 0);
+    i32 status = 0;
+    must(sys4(NR_wait4, pid, &status, 0, 0));
+    must(-status);
 }
 
 static void op_getppid(void)
 {
-    sys0(NR_getppid);
+    must(sys0(NR_getppid));
 }
 
 static void op_open_close(void)
 {
-    sys1(NR_close, sys3(NR_open, "/tmp/bulkhead-bench", 0, 0));
+    must(sys1(NR_close, must(sys3(NR_open, "/tmp/bulkhead-bench", 0, 0))));
 }
 
 static void op_write_read(void)
 {
-    sys5(NR_pwrite64, file, buffer, PAGE, 0, 0);
-    sys5(NR_pread64, file, buffer, PAGE, 0, 0);
+    must(sys5(NR_pwrite64, file, buffer, PAGE, 0, 0) - (i32)PAGE);
+    must(sys5(NR_pread64, file, buffer, PAGE, 0, 0) - (i32)PAGE);
 }
 
 static void op_ping_pong(void)
 {
-    sys3(NR_write, to[1], buffer, 1);
-    sys3(NR_read, from[0], buffer, 1);
+    must(sys3(NR_write, to[1], buffer, 1) - 1);
+    must(sys3(NR_read, from[0], buffer, 1) - 1);
 }
 
 static void caught(int signal)
@@ -40,12 +56,14 @@ static void caught(int signal)
 
 static void op_signal(void)
 {
-    sys2(NR_kill, sys0(NR_getpid), SIGUSR1);
+    u32 before = signals;
+    must(sys2(NR_kill, sys0(NR_getpid), SIGUSR1));
+    must(-(i32)(signals == before));
 }
 
 static void op_fork(void)
 {
-    i32 pid = sys0(NR_fork);
+    i32 pid = must(sys0(NR_fork));
     if (!pid)
         sys1(NR_exit_group, 0);
     wait_for(pid);
@@ -53,11 +71,10 @@ static void op_fork(void)
 
 static void op_exec(void)
 {
-    i32 pid = sys0(NR_fork);
+    i32 pid = must(sys0(NR_fork));
     if (!pid) {
-        char *argv[] = { self, "exit", 0 };
-        sys3(NR_execve, self, argv, rt_envp);
-        sys1(NR_exit_group, 1);
+        char *argv[] = { "sysbench", "exit", 0 };
+        must(sys3(NR_execve, "/proc/self/exe", argv, rt_envp));
     }
     wait_for(pid);
 }
@@ -66,14 +83,14 @@ static void op_mmap(void)
 {
     u8 *page = map(PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1);
     *page = 1;
-    sys2(NR_munmap, page, PAGE);
+    must(sys2(NR_munmap, page, PAGE));
 }
 
 static u8 *protected_page;
 static void op_mprotect(void)
 {
-    sys3(NR_mprotect, protected_page, PAGE, PROT_READ);
-    sys3(NR_mprotect, protected_page, PAGE, PROT_READ | PROT_WRITE);
+    must(sys3(NR_mprotect, protected_page, PAGE, PROT_READ));
+    must(sys3(NR_mprotect, protected_page, PAGE, PROT_READ | PROT_WRITE));
     *(volatile u8 *)protected_page = 1;
 }
 
@@ -87,9 +104,9 @@ static void echo(void)
 
 static void pipes_open(void)
 {
-    sys1(NR_pipe, to);
-    sys1(NR_pipe, from);
-    if (!sys0(NR_fork))
+    must(sys1(NR_pipe, to));
+    must(sys1(NR_pipe, from));
+    if (!must(sys0(NR_fork)))
         echo();
     buffer[0] = 0;
 }
@@ -97,7 +114,7 @@ static void pipes_open(void)
 static void pipes_close(void)
 {
     buffer[0] = 0xff;
-    sys3(NR_write, to[1], buffer, 1);
+    must(sys3(NR_write, to[1], buffer, 1));
     wait_for(-1);
 }
 
@@ -119,6 +136,7 @@ static void measure(u32 which, u32 target_ms)
 {
     u64 start, spent;
     u32 count = ops[which].count / 10 + 1;
+    running = ops[which].name;
     ops[which].run();
     for (;;) {
         start = now_ns();
@@ -137,11 +155,10 @@ static void measure(u32 which, u32 target_ms)
 
 int main(int argc, char **argv)
 {
-    self = argv[0];
     if (argc > 1 && same(argv[1], "exit"))
         return 0;
     u32 target_ms = argc > 2 ? parse_dec(argv[2]) : 250;
-    file = sys3(NR_open, "/tmp/bulkhead-bench", 0102, 0600);
+    file = must(sys3(NR_open, "/tmp/bulkhead-bench", 0102, 0600));
     on_signal(SIGUSR1, caught, 0);
     protected_page = map(PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1);
     for (u32 i = 0; i < sizeof ops / sizeof *ops; i++) {

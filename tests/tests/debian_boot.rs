@@ -26,7 +26,7 @@ const QEMU_DIFFERS: &[&str] = &["x87:", "sse:", "threads:"];
 static INTERPRETED: Mutex<()> = Mutex::new(());
 static TRANSLATED: Mutex<()> = Mutex::new(());
 
-fn boots_and_computes(engine: &'static str, flavour: Flavour, scale: u32) -> Outcome {
+fn boots_and_computes(engine: &'static str, flavour: Flavour, append: &str, scale: u32) -> Outcome {
     let scale = env::var("BULKHEAD_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(scale);
     let monitor = match env::var("BULKHEAD_TEST_MONITOR").as_deref() {
         Ok("qemu") => Monitor::Qemu,
@@ -38,7 +38,8 @@ fn boots_and_computes(engine: &'static str, flavour: Flavour, scale: u32) -> Out
     let debian = Debian::open()?;
     let dir = tempfile::tempdir()?;
     let initrd = image::build(&debian, Contents { suite: true, python: true, disk: None }, dir.path())?;
-    let guest = Guest::linux(debian.kernel(flavour)?, initrd);
+    let mut guest = Guest::linux(debian.kernel(flavour)?, initrd);
+    guest.append += append;
     let native = Native::new(&debian)?.suite(scale)?;
 
     let mut running = monitor.start(&guest)?;
@@ -64,20 +65,26 @@ fn boots_and_computes(engine: &'static str, flavour: Flavour, scale: u32) -> Out
 
 #[test]
 fn kernel_686_interpreted() -> Outcome {
-    boots_and_computes("interp", Flavour::I686, 1)
+    boots_and_computes("interp", Flavour::I686, "", 1)
 }
 
 #[test]
 fn kernel_686_pae_interpreted() -> Outcome {
-    boots_and_computes("interp", Flavour::I686Pae, 1)
+    boots_and_computes("interp", Flavour::I686Pae, "", 1)
 }
 
 #[test]
 fn kernel_686_translated() -> Outcome {
-    boots_and_computes("translate", Flavour::I686, 8)
+    boots_and_computes("translate", Flavour::I686, "", 8)
 }
 
 #[test]
 fn kernel_686_pae_translated() -> Outcome {
-    boots_and_computes("translate", Flavour::I686Pae, 8)
+    boots_and_computes("translate", Flavour::I686Pae, "", 8)
+}
+
+/// The kernel's pages are not global then, and each system call writes CR3 twice.
+#[test]
+fn kernel_686_pae_with_page_table_isolation_translated() -> Outcome {
+    boots_and_computes("translate", Flavour::I686Pae, " pti=on", 2)
 }

@@ -13,6 +13,7 @@ use tests::vhost::disk::Disk;
 use tests::vhost::driver::{Driver, SLOTS, connect};
 use tests::vhost::hostile::Hostile;
 use tests::vhost::session::{Reaction, request};
+use vmm::chipset::PciFunction;
 use vmm::virtio::DeviceEvent;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -155,6 +156,26 @@ fn a_replacement_must_be_able_to_go_on() -> Outcome {
     Ok(())
 }
 
+/// The region is laid out for the queues of the first process: where a further one would be, there is data.
+#[test]
+fn a_replacement_with_more_queues_serves_those_that_there_are() -> Outcome {
+    let disk = Disk::new(SIZE);
+    let (mut driver, thread) = attach(&disk)?;
+    driver.start(true);
+    kill(&disk, thread, &mut driver);
+    disk.switch(|s| s.queues = 4);
+    let (socket, _thread) = connect(disk.clone())?;
+    driver.device.replace(socket);
+    // A device that is told of the further queues takes their places for those of the one it serves.
+    driver.submit(0, Some(1));
+    assert_eq!(driver.finish(), [(0, 0, 1)]);
+    driver.reset();
+    driver.start(true);
+    driver.submit(0, None);
+    assert_eq!(driver.finish(), [(0, 0, 1)]);
+    Ok(())
+}
+
 #[test]
 fn a_new_size_is_announced_to_the_guest() -> Outcome {
     let disk = Disk::new(SIZE);
@@ -227,6 +248,65 @@ fn a_process_that_stalls_later_is_given_up() -> Outcome {
         driver.submit(1, None);
         assert_eq!(driver.finish(), [(1, 0, 0)]);
     }
+    Ok(())
+}
+
+/// What a process offered may be looked at after its end: it does not come back by that.
+#[test]
+fn a_process_that_leaves_after_the_handshake_stays_lost() -> Outcome {
+    let disk = Disk::new(SIZE);
+    let (mut driver, thread) = attach(&disk)?;
+    driver.start(true);
+    kill(&disk, thread, &mut driver);
+    disk.switch(|s| s.reactions = vec![(request::GET_CONFIG, Reaction::Leave)]);
+    for round in 0..200 {
+        let (socket, thread) = connect(disk.clone())?;
+        let before = driver.events().len();
+        driver.device.replace(socket);
+        driver.until(|driver, _| driver.events()[before..].iter().any(|e| matches!(e, DeviceEvent::Lost(_))));
+        thread.join().unwrap();
+        while driver.serve(Duration::from_millis(1)) {}
+        let last = driver.events().pop();
+        assert!(matches!(last, Some(DeviceEvent::Lost(_))), "{last:?} in round {round}");
+    }
+    disk.switch(|s| s.reactions.clear());
+    let (socket, _thread) = connect(disk.clone())?;
+    driver.device.replace(socket);
+    driver.submit(0, None);
+    assert_eq!(driver.finish(), [(0, 0, 0)]);
+    Ok(())
+}
+
+/// A hostile driver breaks nothing but its own device, which a reset of the machine mends, and its process is not blamed for it.
+#[test]
+fn whatever_a_driver_does_the_next_one_has_a_disk() -> Outcome {
+    let (disk, mut rng) = (Disk::new(SIZE), SmallRng::seed_from_u64(2));
+    let (mut driver, _thread) = attach(&disk)?;
+    for round in 0..300 {
+        driver.reset();
+        driver.start(rng.random());
+        let registers = rng.random();
+        for _ in 0..rng.random_range(0..200) {
+            driver.misbehave(&mut rng, registers);
+            // Long enough for the queues to start, now and then.
+            if rng.random_ratio(1, 8) {
+                driver.serve(Duration::from_millis(rng.random_range(0..4)));
+            }
+        }
+        driver.device.reset();
+        driver.reset();
+        driver.start(true);
+        driver.submit(round % SLOTS, Some(round as u8));
+        driver.finish();
+        driver.submit(round % SLOTS, None);
+        assert_eq!(driver.finish(), [(round % SLOTS, 0, round as u8)]);
+        assert!(
+            driver.events().iter().all(|event| matches!(event, DeviceEvent::NeedsReset(_))),
+            "{:?}",
+            driver.events()
+        );
+    }
+    assert!(!driver.events().is_empty(), "it was never found out");
     Ok(())
 }
 

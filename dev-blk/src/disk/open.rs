@@ -108,8 +108,7 @@ pub fn open(options: Options) -> Result<Disk, OpenError> {
         }
     };
     let name = path.as_ref().map_or_else(|| "the image".to_owned(), |path| path.display().to_string());
-    let kind = file.metadata().map_err(|source| failed(&name, source))?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
+    if !holds_bytes(&file).map_err(|source| failed(&name, source))? {
         return Err(OpenError::Kind(name));
     }
     let image = match options.format {
@@ -118,6 +117,12 @@ pub fn open(options: Options) -> Result<Disk, OpenError> {
         Format::Qcow2 => Image::Qcow2(Qcow2::new(file, path.as_deref(), !options.read_only, options.allow_backing)?),
     };
     Ok(Disk::new(image, options.cache, options.read_only))
+}
+
+/// Whether a file is a regular one or a block device.
+pub(super) fn holds_bytes(file: &File) -> io::Result<bool> {
+    let kind = file.metadata()?.file_type();
+    Ok(kind.is_file() || kind.is_block_device())
 }
 
 fn raw(file: File, name: &str, direct: bool) -> Result<Raw, OpenError> {

@@ -12,6 +12,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -22,6 +23,7 @@ use vm_memory::bitmap::BitmapSlice;
 
 use super::buffers::Buffers;
 use super::lock;
+use super::open::holds_bytes;
 use super::scratch::Scratch;
 
 /// Images behind an image; more is a loop or an attack.
@@ -54,6 +56,9 @@ pub enum Qcow2Error {
         /// What it names.
         backing: String,
     },
+    /// A FIFO, a terminal, a directory.
+    #[error("the backing file {0} is neither a regular file nor a block device")]
+    BackingKind(String),
     /// It cannot be told what the backing file's bytes mean.
     #[error(
         "{name} does not state its backing file's format (raw or qcow2), which is never guessed: \
@@ -69,6 +74,11 @@ pub enum Qcow2Error {
     /// Somebody writes a backing file.
     #[error("the backing file {0} is in use: another process writes it")]
     Locked(String),
+    /// Nothing says which clusters are in use.
+    #[error(
+        "{0} does not count its own header as used, so nothing can be written to it: `qemu-img check -r all` repairs it"
+    )]
+    Refcounts(String),
     /// Too many layers.
     #[error("{0} is the end of a chain of more than {DEEPEST} images")]
     Deep(String),
@@ -166,6 +176,9 @@ fn layer(
     if depth > DEEPEST {
         return Err(Qcow2Error::Deep(name.to_owned()));
     }
+    if writable && !counts_its_header(&file).map_err(failed)? {
+        return Err(Qcow2Error::Refcounts(name.to_owned()));
+    }
     let storage = Storage::from_open_file(file, StorageOpenOptions::new().write(writable)).map_err(failed)?;
     let mut driver = Driver::<Storage, FormatAccess<Storage>>::open_image(storage, writable).map_err(failed)?;
     if driver.requires_external_data_file() {
@@ -184,6 +197,23 @@ fn layer(
     Ok(FormatAccess::new(driver))
 }
 
+/// Whether the first entry of the refcount table is there (qcow2 specification, "Header" and "Host cluster management").
+/// Without it imago would put a refcount block over the header, not find it there, and try again until its stack is full.
+fn counts_its_header(file: &File) -> io::Result<bool> {
+    let (mut place, mut clusters, mut entry) = ([0; 8], [0; 4], [0; 8]);
+    file.read_exact_at(&mut place, 48)?;
+    file.read_exact_at(&mut clusters, 56)?;
+    if u32::from_be_bytes(clusters) == 0 {
+        return Ok(false);
+    }
+    match file.read_exact_at(&mut entry, u64::from_be_bytes(place)) {
+        Ok(()) => Ok(u64::from_be_bytes(entry) >> 9 != 0),
+        // A table that lies behind the end is a table of zeroes.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Opens a backing file for reading, and keeps writers away from it.
 fn backing_layer(
     path: &PathBuf,
@@ -193,7 +223,11 @@ fn backing_layer(
 ) -> Result<FormatAccess<Storage>, Qcow2Error> {
     let name = path.display().to_string();
     let failed = |source| Qcow2Error::Image { name: name.clone(), source };
-    let file = File::open(path).map_err(failed)?;
+    // As for an image itself: a FIFO is refused instead of waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    if !holds_bytes(&file).map_err(failed)? {
+        return Err(Qcow2Error::BackingKind(name));
+    }
     lock::lock(&file, false).map_err(|_| Qcow2Error::Locked(name.clone()))?;
     match format {
         Some("qcow2") => layer(file, &name, Some(path), false, depth + 1),
@@ -204,3 +238,6 @@ fn backing_layer(
         _ => Err(Qcow2Error::BackingFormat { name: owner.to_owned() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

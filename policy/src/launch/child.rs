@@ -13,8 +13,10 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 
-/// Descriptors are parked from here on while they are numbered anew.
+/// Descriptors are parked from here on while they are numbered anew, the program's after the others.
 const PARKED: RawFd = 200;
+/// Where the channel to the broker is meanwhile, or the next that is free: behind all that can be parked.
+const CHANNEL: RawFd = 240;
 
 /// What the new process does, prepared.
 pub struct Plan<'a> {
@@ -103,6 +105,12 @@ impl<'a> Plan<'a> {
         if !self.mapped {
             return Ok(());
         }
+        // The broker's other groups are not for it. Without privilege they cannot be laid down (user_namespaces(7)).
+        // SAFETY: a list of no groups.
+        match Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) }) {
+            Ok(_) | Err(Errno::EPERM) => {}
+            Err(errno) => return Err(errno),
+        }
         // SAFETY: raw calls with integers: the C library's own would signal threads that this process does not have.
         Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, 0, 0, 0) })?;
         // SAFETY: as above.
@@ -110,25 +118,29 @@ impl<'a> Plan<'a> {
     }
 
     fn number_descriptors(&self) -> nix::Result<()> {
-        for (number, from) in self.descriptors.iter().enumerate() {
-            // SAFETY: integers only. Parking first, so that no source is overwritten before its turn.
-            let parked = Errno::result(unsafe { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, PARKED + number as RawFd) })?;
-            if parked != PARKED + number as RawFd {
+        // Parking first, so that none is overwritten before its turn, nor the program.
+        for (place, from) in (PARKED..).zip(self.descriptors.iter().chain([&self.program])) {
+            if park(*from, place)? != place {
                 return Err(Errno::EBUSY);
             }
         }
-        for number in 0..self.descriptors.len() as RawFd {
+        let count = self.descriptors.len() as RawFd;
+        for number in 0..count {
             // SAFETY: integers only; the copy is inherited across exec.
             Errno::result(unsafe { libc::dup2(PARKED + number, number) })?;
         }
-        Ok(())
+        // What the broker itself inherited, and did not mark.
+        // SAFETY: integers only.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, count, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+            .map(drop)
     }
 
     fn execute(&self) -> nix::Result<()> {
         let (arguments, environment) = (self.arguments.as_ptr(), self.environment.as_ptr());
+        let program = PARKED + self.descriptors.len() as RawFd;
         // SAFETY: both arrays end with a null pointer, and their strings are alive in this copy of the broker.
         Errno::result(unsafe {
-            libc::syscall(libc::SYS_execveat, self.program, c"".as_ptr(), arguments, environment, libc::AT_EMPTY_PATH)
+            libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), arguments, environment, libc::AT_EMPTY_PATH)
         })
         .map(drop)
     }
@@ -152,6 +164,8 @@ pub fn start(
             // A group of its own: kill(0) reaches a whole group, whatever PID namespaces its members are in. A session
             // of its own: no terminal to type into.
             libc::setsid();
+            // Its number may be one that is given out.
+            let channel = park(channel, CHANNEL).unwrap_or(channel);
             let (stage, errno) = plan.carry_out(channel);
             let report = [stage as u8, errno as i32 as u8];
             libc::write(channel, report.as_ptr().cast(), report.len());
@@ -191,6 +205,12 @@ fn clone(namespaces: CloneFlags, pidfd: Option<&mut RawFd>) -> nix::Result<libc:
     // fork; on x86-64 the third argument is where the pidfd goes.
     let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, none, place, none, none) })?;
     Ok(pid as libc::pid_t)
+}
+
+/// A copy of `fd` at `place`, or the next number that is free.
+fn park(fd: RawFd, place: RawFd) -> nix::Result<RawFd> {
+    // SAFETY: integers only.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, place) })
 }
 
 fn wait(channel: RawFd) -> nix::Result<()> {

@@ -16,9 +16,11 @@ const NOBODY: u32 = 65534;
 pub fn map(pid: Pid) -> nix::Result<()> {
     let outside = if geteuid().is_root() { foreign(pid) } else { None };
     let (uid, gid) = outside.map_or((geteuid().as_raw(), nix::unistd::getegid().as_raw()), |id| (id, id));
-    // A group map may be written without privilege only after setgroups is denied (user_namespaces(7)); for a root
-    // broker it costs nothing.
-    write(pid, "setgroups", "deny")?;
+    // A group map may be written without privilege only after setgroups is denied (user_namespaces(7)), and with it only
+    // while it is not can the process lay down the broker's other groups.
+    if !geteuid().is_root() {
+        write(pid, "setgroups", "deny")?;
+    }
     write(pid, "gid_map", &format!("0 {gid} 1"))?;
     write(pid, "uid_map", &format!("0 {uid} 1"))
 }

@@ -11,6 +11,8 @@ pub struct Limits {
     pub core: u64,
     /// RLIMIT_NOFILE: one more than the highest descriptor.
     pub nofile: u64,
+    /// RLIMIT_NPROC: threads. Counted in the process's own user namespace (Linux 5.14), so nobody else's are among them.
+    pub nproc: u64,
     /// RLIMIT_FSIZE in bytes: how far it may write into a file.
     pub fsize: Option<u64>,
     /// RLIMIT_MEMLOCK in bytes.
@@ -25,6 +27,7 @@ impl Limits {
         let fixed = [
             (Resource::RLIMIT_CORE, Some(self.core)),
             (Resource::RLIMIT_NOFILE, Some(self.nofile)),
+            (Resource::RLIMIT_NPROC, Some(self.nproc)),
             (Resource::RLIMIT_FSIZE, self.fsize),
             (Resource::RLIMIT_MEMLOCK, Some(self.memlock)),
             (Resource::RLIMIT_MSGQUEUE, Some(self.msgqueue)),

@@ -5,6 +5,7 @@ role = "vmm"
 [limits]
 core = 0
 nofile = 64
+nproc = 8
 memlock = 0
 msgqueue = 0
 "#;
@@ -44,7 +45,7 @@ fn every_profile_is_sound() {
 #[test]
 fn what_is_wrong_is_refused_with_its_place() {
     for (text, says) in [
-        ("[[allow]]\nsyscall = \"opennat\"\nreason = \"x\"\n", "line 22: `opennat`"),
+        ("[[allow]]\nsyscall = \"opennat\"\nreason = \"x\"\n", "line 23: `opennat`"),
         ("[[allow]]\nsyscall = \"read\"\nreason = \" \"\n", "empty reason"),
         ("[[allow]]\nsyscall = \"read\"\nreason = \"x\"\nwhy = 1\n", "unknown field `why`"),
         ("[[allow]]\nsyscall = \"read\"\n", "missing field `reason`"),

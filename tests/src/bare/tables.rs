@@ -119,6 +119,24 @@ impl Bare {
         self.asm.out(u32::from(port), al)
     }
 
+    /// The timer's interrupt, input 0, is requested and stays so: IF is clear, the input is open.
+    pub fn request_timer(&mut self) -> Emit {
+        self.asm.cli()?;
+        // Acknowledge what was in service, then one-shot mode 0 with a count of 100.
+        self.out(0x20, 0x20)?;
+        self.out(0x43, 0x30)?;
+        self.out(0x40, 100)?;
+        self.out(0x40, 0)?;
+        self.out(0x21, 0xfe)?;
+        // Read the request register until bit 0 shows.
+        self.out(0x20, 0x0a)?;
+        let mut wait = self.asm.create_label();
+        self.asm.set_label(&mut wait)?;
+        self.asm.in_(al, 0x20)?;
+        self.asm.test(al, 1)?;
+        self.asm.jz(wait)
+    }
+
     /// Two-level paging on: 16 MiB mapped one to one with 4 KiB pages, for all rings, writable.
     pub fn page_4k(&mut self) -> Emit {
         let mut next = self.asm.create_label();

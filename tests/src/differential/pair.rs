@@ -345,8 +345,9 @@ pub struct Engines {
     left: usize,
 }
 
-/// Cases of one pair: then what it learnt is forgotten.
-const PAIR_CASES: usize = 4_000;
+/// Cases of one pair: then what it learnt is forgotten. Code pages are rewritten for every case, and so are taken to be
+/// mixed after about half of these: both kinds of translation are compared.
+const PAIR_CASES: usize = 1_000;
 
 impl Engines {
     /// Pairs in `place`; see [`Pair::new`] for `storm`.

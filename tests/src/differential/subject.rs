@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vmm::cpu::{Bus, CpuState, Lines, Segment, Stop, Vcpu, XsaveArea, attr, cr0, cr4, seg, vector};
+use vmm::cpu::{CpuState, EmptyBus, Lines, Segment, Stop, Vcpu, XsaveArea, attr, cr0, cr4, seg, vector};
 use vmm::engine::interp::Interpreter;
 use vmm::mmu::GuestRam;
 
@@ -27,29 +27,6 @@ const INT3: u8 = 0xcc;
 pub(super) const ENDLESS: &str = "did not end";
 /// Steps after which a case has not ended: repeated strings are the longest.
 const MAX_STEPS: usize = 10_000;
-
-/// No ports, no registers, no interrupts.
-struct NoBoard;
-
-impl Bus for NoBoard {
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn acknowledge(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
-        false
-    }
-}
 
 /// A processor in the state of a 32-bit Linux program, and what executes its instructions.
 pub struct Subject {
@@ -77,7 +54,7 @@ impl Subject {
         }
         let page = DATA_PAGES as u64;
         put(DATA_TABLE + 8 * page, (DATA_FRAME + (page << 12)) | PRESENT_USER | NO_EXECUTE);
-        let mut vcpu = Vcpu::new(0, ram, Arc::new(NoBoard), Arc::new(Lines::default()));
+        let mut vcpu = Vcpu::new(0, ram, Arc::new(EmptyBus), Arc::new(Lines::default()));
         set_program_state(&mut vcpu.state);
         let start = vcpu.state.clone();
         Self { vcpu, start, interpreter: Interpreter::new() }

@@ -35,6 +35,16 @@ const TIME: Duration = Duration::from_millis(12);
 /// Time for a machine whose end is to be compared.
 const LONG_TIME: Duration = Duration::from_millis(40);
 
+/// A number from the environment.
+pub fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// A share of `BULKHEAD_HOSTILE_SECONDS`, which is 15 by default.
+pub fn seconds(share: f64) -> Duration {
+    Duration::from_secs_f64(setting("BULKHEAD_HOSTILE_SECONDS", 15.0) * share)
+}
+
 /// What cases of one process did.
 #[derive(Default)]
 pub struct Tally(BTreeMap<String, u64>);

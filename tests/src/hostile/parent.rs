@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -12,11 +13,13 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Failures told before giving up.
 const MAX_FAILURES: usize = 10;
 
-/// Runs children until `budget` is spent. Each gets `arguments` and, in the environment, the seed and the number of its
-/// first case; it prints `case N` before each case, and `tally name=count…` at its end.
+/// Runs children until `budget` is spent. Each gets its kind as its argument and, in the environment, the seed and the
+/// number of its first case; it prints `case N` before each case, and `tally name=count…` at its end.
 pub struct Parent<'a> {
-    /// Arguments that make this test's binary be the child.
-    pub arguments: &'a [&'a str],
+    /// The program that is the child.
+    pub program: &'a Path,
+    /// What the child is to do: its argument.
+    pub kind: &'a str,
     /// The seed.
     pub seed: u64,
     /// Time for everything.
@@ -51,8 +54,8 @@ impl Parent<'_> {
     /// Runs one child from case `first`; the next case to run.
     fn child(&self, first: u64, end: Instant, report: &mut Report) -> std::io::Result<u64> {
         let seconds = end.saturating_duration_since(Instant::now()).as_secs_f64();
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(self.arguments)
+        let mut child = Command::new(self.program)
+            .arg(self.kind)
             .env("BULKHEAD_HOSTILE_SEED", self.seed.to_string())
             .env("BULKHEAD_HOSTILE_CASE", first.to_string())
             .env("BULKHEAD_HOSTILE_CHILD_SECONDS", seconds.to_string())
@@ -88,10 +91,10 @@ impl Parent<'_> {
         let errors = errors.recv().unwrap_or_default();
         report.failures.push(format!(
             "case {at}: {how}\n{}\nagain: BULKHEAD_HOSTILE_SEED={} BULKHEAD_HOSTILE_CASE={at} BULKHEAD_HOSTILE_CHILD_SECONDS=0 \
-             cargo test -p tests --test hostile -- {}\n",
+             cargo run -p tests --bin hostile_child -- {}\n",
             errors.trim(),
             self.seed,
-            self.arguments.join(" ")
+            self.kind
         ));
         Ok(at + 1)
     }

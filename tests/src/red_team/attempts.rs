@@ -154,6 +154,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     violates("fork", Sysno::clone, Harmless, |_| call(Sysno::clone, [libc::SIGCHLD.into(), 0, 0, 0, 0, 0])),
     violates("fork by the older call", Sysno::fork, Harmless, |_| call(Sysno::fork, [0; 6])),
     Attempt { name: "fork by clone3", full: Full::Fails(libc::ENOSYS), without: Fails(&[libc::EFAULT, libc::EINVAL]), make: |_| call(Sysno::clone3, [0, 88, 0, 0, 0, 0]) },
+    Attempt { name: "make threads without end", full: Full::Fails(libc::EAGAIN), without: Fails(&[libc::EAGAIN]), make: threads_without_end },
     violates("make a user namespace", Sysno::unshare, Harmless, |_| call(Sysno::unshare, [libc::CLONE_NEWUSER.into(), 0, 0, 0, 0, 0])),
     violates("make a mount namespace", Sysno::unshare, FORBIDDEN, |_| call(Sysno::unshare, [libc::CLONE_NEWNS.into(), 0, 0, 0, 0, 0])),
     violates("make a namespace with a process", Sysno::clone, FORBIDDEN, |_| call(Sysno::clone, [(libc::CLONE_NEWNET | libc::SIGCHLD).into(), 0, 0, 0, 0, 0])),
@@ -188,6 +189,21 @@ pub const ATTEMPTS: &[Attempt] = &[
     violates("have signals sent", Sysno::fcntl, Harmless, |_| call(Sysno::fcntl, [3, libc::F_SETOWN.into(), 0, 0, 0, 0])),
     Attempt { name: "use the gate of 32-bit programs", full: Full::Killed, without: Harmless, make: gate_of_32_bits },
 ];
+
+/// So many that they would be missed elsewhere.
+fn threads_without_end(_: Target) -> i32 {
+    for _ in 0..4096 {
+        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(|| {
+            loop {
+                std::thread::park()
+            }
+        });
+        if let Err(error) = thread {
+            return error.raw_os_error().unwrap_or(-1);
+        }
+    }
+    0
+}
 
 fn capabilities() -> i32 {
     // linux/capability.h: version 3 has two words of each set.

@@ -13,6 +13,8 @@ const SECTOR: u64 = 512;
 pub struct Switches {
     /// Feature bits.
     pub features: u64,
+    /// Queues that it says it has.
+    pub queues: u64,
     /// Size in bytes, as announced; a change is announced.
     pub size: u64,
     /// Requests are taken, but not completed.
@@ -35,7 +37,8 @@ pub struct Disk {
 impl Disk {
     /// A disk of `size` zero bytes.
     pub fn new(size: u64) -> Self {
-        let switches = Switches { features: FEATURES, size, hold: false, hang_up: false, reactions: Vec::new() };
+        let (features, reactions) = (FEATURES, Vec::new());
+        let switches = Switches { features, queues: 1, size, hold: false, hang_up: false, reactions };
         let image = Arc::new(Mutex::new(vec![0; size as usize]));
         Self { image, switches: Arc::new(Mutex::new(switches)), held: Vec::new(), announced: size }
     }
@@ -59,18 +62,16 @@ impl Disk {
         let sector = header[8..16].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
         let Some(((status, _), data)) = taken.writable.split_last() else { return };
         let mut image = self.image.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut at, mut good) = ((sector * SECTOR) as usize, true);
+        let (mut at, mut good) = (sector.saturating_mul(SECTOR) as usize, true);
         let parts: &[(u64, u32)] = if kind == 1 { taken.readable.get(1..).unwrap_or(&[]) } else { data };
         for (place, length) in parts {
-            let range = at..at + *length as usize;
-            match image.get_mut(range) {
-                Some(bytes) if kind == 1 => {
-                    bytes.iter_mut().zip(*place..).for_each(|(byte, place)| *byte = session.read::<1>(place)[0]);
-                }
+            let range = at..at.saturating_add(*length as usize);
+            match image.get_mut(range.clone()) {
+                Some(bytes) if kind == 1 => fetch(session, *place, bytes),
                 Some(bytes) => session.write(*place, bytes),
                 None => good = false,
             }
-            at += *length as usize;
+            at = range.end;
         }
         session.write(*status, &[u8::from(!good)]);
         let written: u32 = taken.writable.iter().map(|(_, length)| length).sum();
@@ -78,9 +79,23 @@ impl Disk {
     }
 }
 
+/// Reads shared memory, by sectors where it can.
+fn fetch(session: &Session, from: u64, to: &mut [u8]) {
+    for (place, part) in (from..).step_by(SECTOR as usize).zip(to.chunks_mut(SECTOR as usize)) {
+        match <&mut [u8; SECTOR as usize]>::try_from(&mut *part) {
+            Ok(whole) => *whole = session.read(place),
+            Err(_) => part.iter_mut().zip(place..).for_each(|(byte, place)| [*byte] = session.read(place)),
+        }
+    }
+}
+
 impl Device for Disk {
     fn features(&self) -> u64 {
         self.switches().features
+    }
+
+    fn queues(&self) -> u64 {
+        self.switches().queues
     }
 
     fn config(&self) -> Vec<u8> {

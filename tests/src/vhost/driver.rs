@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rand::Rng;
 use vmm::chipset::PciFunction;
 use vmm::mmu::GuestRam;
 use vmm::virtio::{
@@ -96,7 +97,7 @@ impl Driver {
         let (wires, ram) = (Arc::new(Wires::default()), GuestRam::new(RAM).map_err(|e| e.to_string())?);
         let (attention, reports, ram) = (wires.clone(), wires.clone(), Arc::new(ram));
         let port = Arc::new(Port::new(Box::new(move || attention.note(|seen| seen.attention = true))));
-        let wanted = Wanted { queues: 1, config_size: Block.config_size(), bounce: 1 << 20 };
+        let wanted = Wanted { queues: 4, config_size: Block.config_size(), bounce: 1 << 20 };
         let front_end = FrontEnd::new("test", wanted, port).map_err(|e| e.to_string())?;
         front_end.send(Command::Adopt { serial: 0, socket });
         let first = match front_end.port.wait(PATIENCE) {
@@ -257,6 +258,26 @@ impl Driver {
     /// Data of the interrupt messages since the last call.
     pub fn messages(&self) -> Vec<u32> {
         std::mem::take(&mut self.wires.seen.lock().unwrap_or_else(PoisonError::into_inner).messages)
+    }
+
+    /// One thing that a hostile driver does with its rings and tables, or any access to any register.
+    pub fn misbehave(&mut self, rng: &mut impl Rng, registers: bool) {
+        let value: u64 = if rng.random() { rng.random() } else { 1 << rng.random_range(0..64) };
+        let width = 1 << rng.random_range(0..4);
+        match rng.random_range(0..8) {
+            0 if registers => self.write(STATUS, 1, rng.random_range(0..=0xff)),
+            1 if registers => self.write(rng.random_range(0..0x40), width, value),
+            2 if registers => self.write(rng.random_range(0..0x8000), width, value),
+            3 if registers => drop(self.device.bar_read(0, rng.random_range(0..0x8008), width)),
+            4 if registers => self.device.config_write(rng.random_range(0..0x40) * 4, 4, value as u32),
+            5 => drop(self.submit(rng.random_range(0..SLOTS), rng.random::<bool>().then_some(1))),
+            6 => self.write(NOTIFY, 2, 0),
+            _ => {
+                let at = DESCRIPTORS + 2 * rng.random_range(0..0x1800);
+                let bytes = if rng.random() { rng.random_range(0..4u16) } else { rng.random() }.to_le_bytes();
+                assert!(self.ram.write(at, &bytes));
+            }
+        }
     }
 
     /// Level of INTA.

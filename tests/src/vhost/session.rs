@@ -48,6 +48,8 @@ pub enum Reaction {
     Stall,
     /// Hangs up.
     HangUp,
+    /// Answers, then hangs up.
+    Leave,
     /// An answer of garbage.
     Garbage,
 }
@@ -58,6 +60,10 @@ pub trait Device {
     fn features(&self) -> u64;
     /// Configuration space.
     fn config(&self) -> Vec<u8>;
+    /// Queues that it says it has; the first is all that it serves.
+    fn queues(&self) -> u64 {
+        1
+    }
     /// A message came.
     fn message(&mut self, _request: u32) -> Reaction {
         Reaction::Answer
@@ -174,7 +180,7 @@ impl Session {
                 return Ok(false);
             }
             Reaction::Garbage => self.stream.write_all(&[0xa5; 64])?,
-            Reaction::Answer => {
+            Reaction::Answer | Reaction::Leave => {
                 let answer = answer.or_else(|| (flags & NEED_REPLY != 0).then(|| vec![0; 8]));
                 if let Some(answer) = answer {
                     self.send(request, &answer)?;
@@ -184,7 +190,7 @@ impl Session {
         if request == request::SET_VRING_ENABLE {
             device.kicked(self);
         }
-        Ok(true)
+        Ok(reaction != Reaction::Leave)
     }
 
     fn send(&mut self, request: u32, body: &[u8]) -> io::Result<()> {
@@ -204,7 +210,7 @@ impl Session {
             GET_FEATURES => return answer(device.features()),
             SET_FEATURES => self.features = long(0),
             GET_PROTOCOL_FEATURES => return answer(PROTOCOL_FEATURES),
-            GET_QUEUE_NUM => return answer(1),
+            GET_QUEUE_NUM => return answer(device.queues()),
             // One region: count, padding, then guest address, size, user address, file offset.
             SET_MEM_TABLE => (self.memory, self.user) = (file, long(24)),
             SET_VRING_NUM => self.size = long(0).wrapping_shr(32) as u16,

@@ -8,58 +8,40 @@ fn none(_: &mut Bare) -> Emit {
     Ok(())
 }
 
-/// The timer's interrupt, input 0, is requested and stays so: IF is clear, the input is open.
-fn pending(b: &mut Bare) -> Emit {
-    b.asm.cli()?;
-    // Acknowledge what was in service, then one-shot mode 0 with a count of 100.
-    b.out(0x20, 0x20)?;
-    b.out(0x43, 0x30)?;
-    b.out(0x40, 100)?;
-    b.out(0x40, 0)?;
-    b.out(0x21, 0xfe)?;
-    // Read the request register until bit 0 shows.
-    b.out(0x20, 0x0a)?;
-    let mut wait = b.asm.create_label();
-    b.asm.set_label(&mut wait)?;
-    b.asm.in_(al, 0x20)?;
-    b.asm.test(al, 1)?;
-    b.asm.jz(wait)
-}
-
 /// STI holds interrupts for one instruction, POPF and IRET do not; CLI right after STI lets none in (SDM 2B, STI).
 #[test]
 fn shadow() -> Outcome {
     check(
         |b| {
-            b.fault("sti nop nop", pending, |b| {
+            b.fault("sti nop nop", Bare::request_timer, |b| {
                 b.asm.sti()?;
                 b.asm.nop()?;
                 b.asm.nop()
             })?;
-            b.fault("sti cli", pending, |b| {
+            b.fault("sti cli", Bare::request_timer, |b| {
                 b.asm.sti()?;
                 b.asm.cli()?;
                 b.asm.nop()
             })?;
-            b.fault("popf", pending, |b| {
+            b.fault("popf", Bare::request_timer, |b| {
                 b.asm.push(0x202)?;
                 b.asm.popfd()?;
                 b.asm.nop()
             })?;
             b.fault(
                 "sti sti",
-                |b| pending(b).and_then(|()| b.asm.sti()).and_then(|()| b.asm.cli()),
+                |b| b.request_timer().and_then(|()| b.asm.sti()).and_then(|()| b.asm.cli()),
                 |b| {
                     b.asm.sti()?;
                     b.asm.sti()?;
                     b.asm.nop()
                 },
             )?;
-            b.fault("sti hlt", pending, |b| {
+            b.fault("sti hlt", Bare::request_timer, |b| {
                 b.asm.sti()?;
                 b.asm.hlt()
             })?;
-            b.fault("iret", pending, |b| {
+            b.fault("iret", Bare::request_timer, |b| {
                 let mut target = b.asm.create_label();
                 b.address(target)?;
                 b.asm.push(0x202)?;
@@ -163,7 +145,7 @@ fn busy_loop() -> Outcome {
 fn priorities() -> Outcome {
     check(
         |b| {
-            pending(b)?;
+            b.request_timer()?;
             // The serial port asks as soon as its "transmitter empty" interrupt is enabled; OUT2 lets it through.
             b.asm.mov(edx, 0x3fc)?;
             b.asm.mov(al, 8)?;

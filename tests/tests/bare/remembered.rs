@@ -302,23 +302,8 @@ fn twelve(b: &mut Bare, name: &str, handler: CodeLabel) -> Emit {
     b.asm.mov(cr4, eax)
 }
 
-/// A timer interrupt is requested, with IF clear.
-fn pending(b: &mut Bare) -> Emit {
-    b.out(0x20, 0x20)?;
-    b.out(0x43, 0x30)?;
-    b.out(0x40, 100)?;
-    b.out(0x40, 0)?;
-    b.out(0x21, 0xfe)?;
-    b.out(0x20, 0x0a)?;
-    let mut wait = b.asm.create_label();
-    b.asm.set_label(&mut wait)?;
-    b.asm.in_(al, 0x20)?;
-    b.asm.test(al, 1)?;
-    b.asm.jz(wait)
-}
-
-/// SYSEXIT with an interrupt that STI held off, with AC set, to a ring 3 that may not read the time stamp, and where IA32_SYSENTER_CS names nothing; SYSENTER to another
-/// handler.
+/// SYSEXIT with an interrupt that STI held off, with AC set, to a ring 3 that may not read the time stamp, and where
+/// IA32_SYSENTER_CS names nothing; SYSENTER to another handler.
 #[test]
 fn rings_change() -> Outcome {
     check(
@@ -329,7 +314,7 @@ fn rings_change() -> Outcome {
             let plain = handler(b, |b| at_tenth(b, |_| Ok(())).and_then(|()| b.asm.sysexit()))?;
             twelve(b, "plain", plain)?;
             let held = handler(b, |b| {
-                at_tenth(b, pending)?;
+                at_tenth(b, Bare::request_timer)?;
                 b.asm.sti()?;
                 b.asm.sysexit()
             })?;
@@ -391,7 +376,7 @@ fn shadows_hold() -> Outcome {
             b.asm.set_label(&mut over)?;
             b.asm.nop()?;
             for (name, way) in [("call", 0), ("jump", 1), ("return", 2), ("push", 3)] {
-                b.fault(name, pending, |b| {
+                b.fault(name, Bare::request_timer, |b| {
                     let (mut to, mut more) = (b.asm.create_label(), b.asm.create_label());
                     b.address(to)?;
                     b.asm.push(eax)?;

@@ -26,6 +26,30 @@ pub trait Bus: Send + Sync {
     fn apic_msr_write(&self, vcpu: usize, msr: u32, value: u64) -> bool;
 }
 
+/// A board with nothing on it: for tests, measurements, and processors that only compute.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EmptyBus;
+
+impl Bus for EmptyBus {
+    fn port_read(&self, _: usize, _: u16, width: u8) -> u32 {
+        u32::MAX >> (32 - 8 * width.clamp(1, 4) as u32)
+    }
+    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&self, _: usize, _: u64, width: u8) -> u64 {
+        u64::MAX >> (64 - 8 * width.clamp(1, 8) as u32)
+    }
+    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
+    fn acknowledge(&self, _: usize) -> Option<u8> {
+        None
+    }
+    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
+        None
+    }
+    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
+        false
+    }
+}
+
 /// The wires into one processor, shared with the board and with the threads that watch timers and descriptors.
 #[derive(Debug, Default)]
 pub struct Lines {

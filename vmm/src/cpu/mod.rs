@@ -29,7 +29,7 @@ mod tsc;
 mod tss;
 mod vcpu;
 
-pub use bus::{Bus, Lines};
+pub use bus::{Bus, EmptyBus, Lines};
 pub use exception::{Exception, Flow, Stop, Unsupported, vector};
 pub use model::{CpuModel, Feature, arch_capabilities};
 pub use raise::SoftwareInterrupt;

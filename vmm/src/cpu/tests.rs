@@ -14,29 +14,6 @@ use std::sync::Arc;
 use super::*;
 use crate::mmu::GuestRam;
 
-/// A board with nothing on it.
-struct EmptyBus;
-
-impl Bus for EmptyBus {
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn acknowledge(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
-        false
-    }
-}
-
 const GDT: u32 = 0x1000;
 const IDT: u32 = 0x2000;
 const TSS: u32 = 0x3000;

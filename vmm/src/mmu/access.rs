@@ -81,12 +81,35 @@ impl Vcpu {
 
     /// Raises the fault that a store of `len` bytes at `linear` would raise; stores nothing. `len` is at most 4 KiB.
     pub fn probe_write(&mut self, linear: u32, len: u32, who: Privilege) -> Flow<()> {
-        self.physical(linear, Access::Write, who)?;
+        self.probe(linear, Access::Write, who)?;
         let last = linear.wrapping_add(len.max(1) - 1);
         if (last ^ linear) & !0xfff != 0 {
-            self.physical(last & !0xfff, Access::Write, who)?;
+            self.probe(last & !0xfff, Access::Write, who)?;
         }
         Ok(())
+    }
+
+    /// Copies up to a page of guest memory into `to`, if it lies in one page that the software TLB has. False: it is to be
+    /// loaded piece by piece.
+    pub fn load_run(&self, linear: u32, to: &mut [u8], who: Privilege) -> bool {
+        let e = self.mmu.entry(linear, who.is_user());
+        let here = e.read == linear & !0xfff && (linear & 0xfff) as usize + to.len() <= 0x1000;
+        if here {
+            // SAFETY: the entry maps the whole frame at `host`, and the run ends inside it; `to` is no guest memory.
+            unsafe { e.host.add((linear & 0xfff) as usize).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        }
+        here
+    }
+
+    /// As [`Self::load_run`], storing `from`.
+    pub fn store_run(&mut self, linear: u32, from: &[u8], who: Privilege) -> bool {
+        let e = self.mmu.entry(linear, who.is_user());
+        let here = e.write == linear & !0xfff && (linear & 0xfff) as usize + from.len() <= 0x1000;
+        if here {
+            // SAFETY: as in `load_run`.
+            unsafe { e.host.add((linear & 0xfff) as usize).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        }
+        here
     }
 
     /// Physical address of `linear` for an access of kind `access`; #PF where it is not allowed.
@@ -96,6 +119,9 @@ impl Vcpu {
 
     /// Copies guest memory into `to` (x87 environments, XSAVE areas, descriptors); wraps at 4 GiB.
     pub fn load_bytes(&mut self, linear: u32, to: &mut [u8], who: Privilege) -> Flow<()> {
+        if self.load_run(linear, to, who) {
+            return Ok(());
+        }
         for (i, chunk) in to.chunks_mut(1).enumerate() {
             chunk[0] = self.load::<u8>(linear.wrapping_add(i as u32), who)?;
         }
@@ -105,6 +131,9 @@ impl Vcpu {
     /// Copies `from` (at most 4 KiB) into guest memory; on a fault nothing is stored; wraps at 4 GiB.
     pub fn store_bytes(&mut self, linear: u32, from: &[u8], who: Privilege) -> Flow<()> {
         self.probe_write(linear, from.len() as u32, who)?;
+        if self.store_run(linear, from, who) {
+            return Ok(());
+        }
         for (i, b) in from.iter().enumerate() {
             self.store::<u8>(linear.wrapping_add(i as u32), *b, who)?;
         }
@@ -199,7 +228,14 @@ impl Vcpu {
 
     /// Raises #PF-style checks for `access` of `size` bytes without moving data, as BOUND, MONITOR or CLFLUSH do.
     pub fn probe(&mut self, linear: u32, access: Access, who: Privilege) -> Flow<()> {
-        self.physical(linear, access, who).map(|_| ())
+        let e = self.mmu.entry(linear, who.is_user());
+        let known = match access {
+            Access::Read => e.read,
+            Access::Write => e.write,
+            // An entry does not say whether it may be executed.
+            Access::Execute => return self.physical(linear, access, who).map(|_| ()),
+        };
+        if known == linear & !0xfff { Ok(()) } else { self.physical(linear, access, who).map(|_| ()) }
     }
 
     /// Notes in DR6's pending bits a data breakpoint that `linear` hits; the #DB follows the instruction.

@@ -7,7 +7,9 @@
 //!   entries may outlive a CR3 write on real processors too; pages that are not global are checked at each CR3 write.
 //! * *User*: what ring 3 may touch, one per CR3 value. The supervisor reaches user memory through it as well, for its
 //!   rights on user pages are the same while CR0.WP is set; what differs is left to the interpreter.
-//! * *Low*: what the supervisor sees below the split, made only for address spaces that have supervisor pages there.
+//! * *Low*: what the supervisor sees below the split, made only for address spaces that have supervisor pages there. Where
+//!   the pages above it are not global either and differ from one address space to the next, it stands for all that the
+//!   supervisor sees: Linux with page-table isolation writes CR3 twice in each system call.
 //!
 //! A window that is not current may go stale while the guest edits its page tables. So each keeps a copy of the tables
 //! it was filled from, and compares when its CR3 is loaded again.
@@ -36,6 +38,9 @@ const MAX_WINDOWS: usize = 192;
 const MAX_WEIGHT: usize = 64 << 20;
 /// Runs of pages, or windows' views of one frame, that are changed one by one; beyond, whole windows start afresh.
 const MAX_PIECES: usize = 1024;
+
+/// What CR3 writes may cost, in pages taken out of the kernel window, before every address space gets one of its own.
+const MAX_LOCAL_COST: u64 = 4096;
 
 /// Why shadow windows could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +108,8 @@ pub struct Shadow {
     /// Counts CR3 writes.
     epoch: u64,
     vma_limit: usize,
+    /// What CR3 writes have cost because pages of the kernel window are not global, in pages mapped again.
+    local_cost: u64,
     /// Counters.
     pub stats: ShadowStats,
 }
@@ -122,6 +129,7 @@ impl Shadow {
             version: 0,
             epoch: 0,
             vma_limit,
+            local_cost: 0,
             stats: ShadowStats::default(),
         })
     }
@@ -148,6 +156,11 @@ impl Shadow {
         self.version
     }
 
+    /// True once sharing the kernel window has been found to cost more at CR3 writes than it is worth.
+    pub fn kernel_is_local(&self) -> bool {
+        self.local_cost > MAX_LOCAL_COST
+    }
+
     /// The RAM that all windows show.
     #[cfg(test)]
     pub fn ram(&self) -> &GuestRam {
@@ -157,6 +170,14 @@ impl Shadow {
     /// True if `rights` has a window already.
     pub fn exists(&self, rights: Rights) -> bool {
         self.by_rights.contains_key(&rights)
+    }
+
+    /// True if the window for `rights` exists and shows the page of `linear`, for stores too if `write`.
+    pub fn shows(&self, rights: Rights, linear: u32, write: bool) -> bool {
+        self.by_rights.get(&rights).is_some_and(|index| {
+            let page = self.page(*index, linear >> FRAME_SHIFT);
+            page.mapped() && (page.writable() || !write)
+        })
     }
 
     /// Window index and linear address of a host address.

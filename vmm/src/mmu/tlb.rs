@@ -40,6 +40,11 @@ pub enum Flush {
     All,
 }
 
+/// Word and bit of [`Mmu::large`] for `linear`.
+fn region(linear: u32) -> (usize, u64) {
+    ((linear >> 28) as usize, 1 << (linear >> 22 & 63))
+}
+
 /// Guest memory as one processor sees it.
 pub struct Mmu {
     /// RAM.
@@ -48,6 +53,8 @@ pub struct Mmu {
     /// Places of `entries` that were filled, the user half's from [`ENTRIES`] up, while they are few: a guest that switches
     /// tasks fills a handful between two flushes.
     filled: Vec<u16>,
+    /// A bit for each 4 MiB of linear addresses that entries were filled in from a large page.
+    large: [u64; 16],
     flushes: Vec<Flush>,
     code_writes: Vec<u64>,
     /// DR6 bits of data breakpoints hit by the instruction being executed; the engine raises #DB after it.
@@ -68,6 +75,7 @@ impl Mmu {
             ram,
             entries: Box::new([[EMPTY; ENTRIES]; 2]),
             filled: Vec::with_capacity(MAX_FILLED),
+            large: [0; 16],
             flushes: vec![Flush::All],
             code_writes: Vec::new(),
             pending_debug: 0,
@@ -103,6 +111,10 @@ impl Mmu {
         if self.entries[half][place].host.is_null() && self.filled.len() < MAX_FILLED {
             self.filled.push((half * ENTRIES + place) as u16);
         }
+        if t.page_shift > FRAME_SHIFT {
+            let (word, bit) = region(linear);
+            self.large[word] |= bit;
+        }
         self.entries[half][place] = Entry { read: tag(readable), write: tag(writable), shift: t.page_shift, host };
         Ok(t)
     }
@@ -132,6 +144,7 @@ impl Mmu {
             // There may be more than are listed.
             self.entries.iter_mut().for_each(|half| half.fill(EMPTY));
         }
+        self.large = [0; 16];
         for place in self.filled.drain(..).map(usize::from) {
             self.entries[place / ENTRIES][place % ENTRIES] = EMPTY;
         }
@@ -140,6 +153,11 @@ impl Mmu {
     /// Forgets what was filled from a large page around `linear`: INVLPG forgets such a page whole, also where a page table
     /// has taken its place (SDM vol. 3, §4.10.4.1).
     fn forget_large(&mut self, linear: u32) {
+        let (word, bit) = region(linear);
+        if self.large[word] & bit == 0 {
+            return;
+        }
+        // Under PAE the region holds two large pages: the bit stays for the other.
         let stale = |e: &Entry| e.shift > FRAME_SHIFT && (e.read ^ linear) >> e.shift == 0;
         if self.filled.len() == MAX_FILLED {
             self.entries.iter_mut().flatten().filter(|e| stale(e)).for_each(|e| *e = EMPTY);
@@ -182,6 +200,11 @@ impl Mmu {
     #[inline]
     pub fn is_watched(&self, linear: u32) -> bool {
         self.watched_len != 0 && self.watched[..self.watched_len].contains(&(linear & !0xfff))
+    }
+
+    /// As [`Self::take_flushes`], into `to`, which is empty; its memory is used again.
+    pub fn swap_flushes(&mut self, to: &mut Vec<Flush>) {
+        std::mem::swap(&mut self.flushes, to);
     }
 
     /// Takes what the guest asked to be forgotten since the last call, oldest first.

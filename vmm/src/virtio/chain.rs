@@ -37,6 +37,8 @@ pub enum GuestError {
     TooLarge(u64),
     #[error("a request without a byte")]
     Empty,
+    #[error("a request with {0} bytes to be read and {1} to be written, fewer than every request has")]
+    Short(u64, u64),
 }
 
 /// A buffer in guest RAM.

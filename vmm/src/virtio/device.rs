@@ -219,15 +219,12 @@ impl Inner {
         let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
         let mut wrong: Result<(), PeerError> = Ok(());
         for (index, shadow) in self.shadows.iter_mut().enumerate() {
-            match shadow.harvest(&mut bounce, dma, &*self.kind) {
-                Ok(harvest) => {
-                    self.front_end.progress(harvest.completed);
-                    if harvest.interrupt {
-                        self.transport.interrupt_queue(index, &*self.pins);
-                    }
-                }
-                Err(error) => wrong = Err(error),
+            let (harvest, result) = shadow.harvest(&mut bounce, dma, &*self.kind);
+            self.front_end.progress(harvest.completed);
+            if harvest.interrupt {
+                self.transport.interrupt_queue(index, &*self.pins);
             }
+            wrong = wrong.and(result);
         }
         if let Err(error) = wrong {
             return self.drop_peer(error.to_string());
@@ -237,11 +234,11 @@ impl Inner {
         }
         let mut broken: Result<(), GuestError> = Ok(());
         for (shadow, kick) in self.shadows.iter_mut().zip(&peer.kicks) {
-            match shadow.publish(&mut bounce, dma, &*self.kind) {
-                Ok(true) => kick.kick(),
-                Ok(false) => {}
-                Err(error) => broken = Err(error),
+            let (wanted, result) = shadow.publish(&mut bounce, dma, &*self.kind);
+            if wanted {
+                kick.kick();
             }
+            broken = broken.and(result);
         }
         if let Err(error) = broken {
             self.needs_reset(error.to_string());

@@ -34,10 +34,10 @@ pub trait Kind: Send {
     /// What the guest is shown for the configuration that the back end gave, which has [`Self::config_size`] bytes.
     fn config(&self, backend: &[u8], limits: Limits) -> Vec<u8>;
 
-    /// How many of a request's first readable bytes go to the device in a descriptor of their own.
+    /// How many of a request's first readable bytes go to the device in a descriptor of their own. Each has as many.
     fn head(&self) -> u32;
 
-    /// How many of a request's last writable bytes do.
+    /// How many of a request's last writable bytes do. Each has as many.
     fn tail(&self) -> u32;
 
     /// Completes `chain` as failed, without a device: writes what says so, and returns how many bytes that were. The

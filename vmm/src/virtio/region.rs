@@ -101,11 +101,6 @@ impl Region {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
-
-    /// Our own address of the region: vhost-user names ring addresses in the front end's address space.
-    pub fn user_address(&self) -> u64 {
-        self.base.as_ptr() as u64
-    }
 }
 
 impl Drop for Region {

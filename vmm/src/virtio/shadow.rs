@@ -135,11 +135,15 @@ impl Shadow {
     }
 
     /// Moves chains from the guest to the device, until there is no more of either chains or room. True if the device
-    /// wants a kick. After an error the chains before it are published.
-    pub fn publish(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>, kind: &dyn Kind) -> Result<bool, GuestError> {
+    /// wants a kick: also beside an error, before which chains may have been published, and a device asks only once.
+    pub fn publish(
+        &mut self,
+        bounce: &mut Bounce<'_>,
+        dma: &mut Dma<'_>,
+        kind: &dyn Kind,
+    ) -> (bool, Result<(), GuestError>) {
         let moved = self.fill(bounce, dma, kind);
-        let kick = self.device.as_mut().is_some_and(|ring| ring.publish(bounce.region));
-        moved.map(|()| kick)
+        (self.device.as_mut().is_some_and(|ring| ring.publish(bounce.region)), moved)
     }
 
     fn fill(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>, kind: &dyn Kind) -> Result<(), GuestError> {
@@ -153,6 +157,7 @@ impl Shadow {
             }
             let Some(&number) = self.free.last() else { return Ok(()) };
             let chain = guest.peek(dma.ram())?;
+            check(&chain, kind)?;
             let pages = pages(&chain, kind);
             if pages > bounce.pool.capacity() {
                 return Err(GuestError::TooLarge(chain.out_bytes() + chain.in_bytes()));
@@ -169,17 +174,18 @@ impl Shadow {
         }
     }
 
-    /// Takes what the device completed. After an error the completions before it count, and the device must go.
+    /// Takes what the device completed. After an error the completions before it count, with the interrupt that the guest
+    /// wants for them and asks for only once, and the device must go.
     pub fn harvest(
         &mut self,
         bounce: &mut Bounce<'_>,
         dma: &mut Dma<'_>,
         kind: &dyn Kind,
-    ) -> Result<Harvest, PeerError> {
+    ) -> (Harvest, Result<(), PeerError>) {
         let mut completed = 0;
         let result = self.drain(bounce, dma, kind, &mut completed);
         let interrupt = self.guest.as_mut().is_some_and(|guest| guest.publish(dma));
-        result.map(|()| Harvest { completed, interrupt })
+        (Harvest { completed, interrupt }, result)
     }
 
     fn drain(
@@ -282,6 +288,14 @@ impl Shadow {
             }
         }
     }
+}
+
+/// A request that is too short to be understood or answered is never given back: a device process stops its queue, or
+/// forgets the request, and is then blamed for it. It is the driver that is to be reset.
+fn check(chain: &Chain, kind: &dyn Kind) -> Result<(), GuestError> {
+    let (out, inner) = (chain.out_bytes(), chain.in_bytes());
+    let whole = out >= kind.head().into() && inner >= kind.tail().into();
+    if whole { Ok(()) } else { Err(GuestError::Short(out, inner)) }
 }
 
 /// How the bytes of a chain's two sides are split: head and rest, rest and tail.

@@ -409,23 +409,3 @@ fn random_host_step(b: &Bench, rng: &mut SmallRng, value: u64) {
         }
     }
 }
-
-/// What an access costs, printed: `cargo test --release -p vmm cost_of_an_access -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn cost_of_an_access() {
-    let lines = vec![Arc::new(Lines::default())];
-    let ram = Arc::new(GuestRam::new(16 << 20).unwrap());
-    let board = Board::new(BoardConfig { ram, lines, clock: Clock::host(), utc_ns: 0, hooks: Hooks::default() });
-    let accesses: [(&str, &dyn Fn()); 4] = [
-        ("PM timer read", &|| _ = board.port_read(0, at::PM_BASE + 8, 4)),
-        ("8259 mask write", &|| board.port_write(0, 0x21, 1, 0xff)),
-        ("APIC EOI", &|| board.mmio_write(0, at::LAPIC_BASE + 0xb0, 4, 0)),
-        ("HPET counter read", &|| _ = board.mmio_read(0, at::HPET_BASE + 0xf0, 4)),
-    ];
-    for (name, access) in accesses {
-        let start = std::time::Instant::now();
-        (0..1_000_000).for_each(|_| access());
-        println!("{name}: {} ns", start.elapsed().as_nanos() / 1_000_000);
-    }
-}

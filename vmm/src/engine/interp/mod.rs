@@ -36,7 +36,7 @@ use std::ops::ControlFlow;
 use iced_x86::{Instruction, Mnemonic};
 
 use super::{Engine, Exit};
-use crate::cpu::{Flow, Stop, Vcpu, seg};
+use crate::cpu::{Flow, Stop, Vcpu, reg, seg};
 use cache::Cache;
 use decode::Recent;
 use operand::{Op, flag};
@@ -46,6 +46,24 @@ use simd::SimdUnit;
 pub struct Prepared {
     decoded: decode::Decoded,
     bytes: Vec<u8>,
+}
+
+impl Prepared {
+    /// Where the instruction would access memory now, and whether to store there; None if it is not one that moves a few
+    /// bytes. Of two places it is the one on the stack.
+    pub fn accessed(&self, v: &Vcpu) -> Option<(u32, bool)> {
+        let op = &self.decoded.op;
+        let stack = |skip: u32| v.state.seg[seg::SS].base.wrapping_add(v.state.gpr[reg::ESP].wrapping_add(skip));
+        match self.decoded.full.mnemonic() {
+            Mnemonic::Push => Some((stack((op.size as u32).wrapping_neg()), true)),
+            Mnemonic::Pop => Some((stack(0), false)),
+            mnemonic if [op.dst, op.src, op.third].contains(&operand::MEM) => {
+                let only_read = matches!(mnemonic, Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt);
+                Some((operand::linear_of(v, op), op.dst == operand::MEM && !only_read))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The interpreter of one processor.

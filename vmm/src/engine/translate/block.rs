@@ -56,7 +56,8 @@ pub enum Point {
 /// How a block can be left other than by an indirect branch or a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// To a known EIP, by the branch whose displacement is at this address: it can be linked.
+    /// To a known EIP, by the branch whose displacement is at this address: it can be linked. The stub leaves, or goes by
+    /// the table.
     Direct {
         /// Where to.
         eip: u32,
@@ -69,6 +70,8 @@ pub enum Leave {
     Pending(u32),
     /// To have the instruction at this EIP, of this kind, interpreted.
     Interpret(u32, Mnemonic),
+    /// The same, for one that keeps faulting.
+    Faulting(u32, Mnemonic),
     /// The same, where a gate did not open.
     Gate(u32, Mnemonic, Gate),
 }

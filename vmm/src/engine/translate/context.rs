@@ -6,23 +6,33 @@ use crate::cpu::Segment;
 /// Registers that emitted code gives a fixed meaning (iced and hardware numbering).
 ///
 /// EAX, ECX, EDX, EBX, EBP, ESI and EDI live in the host registers of the same number with their upper halves zero;
-/// ESP lives in r14d. r8 to r11 are scratch within one guest instruction. RSP is the host's stack.
+/// r14 holds the host address, in the window that GS base points at, of the guest's ESP: see [`NEAR`]. r8 to r11 are
+/// scratch within one guest instruction. RSP is the host's stack.
 pub mod host {
-    /// Holds [`super::INDEX_MASK`], for `pext`.
-    pub const MASK: u8 = 12;
+    /// Holds the address of the window that GS base points at.
+    pub const WINDOW: u8 = 12;
     /// Holds the address of the [`super::super::tripwire`]. Its low five bits are 30: as a count it is the shift from a
-    /// linear address to its quarter of the address space.
+    /// linear address to its quarter of the address space. Its low half is [`super::INDEX_MASK`], for `pext`.
     pub const TRIPWIRE: u8 = 13;
-    /// Guest ESP.
+    /// Guest ESP, as a host address; the low half is ESP itself, since windows are aligned to 4 GiB.
     pub const ESP: u8 = 14;
     /// Points at the [`super::Context`].
     pub const CONTEXT: u8 = 15;
 }
 
-/// Bits of a guest EIP that index the indirect-branch table.
-pub const INDEX_MASK: u64 = 0x3fff;
+/// How far r14 may be moved without being made from ESP anew, if it was used for an access this near since it was last
+/// moved: what faults outside the window keeps it near the window, and what lies within 2 GiB of a window is no other.
+pub const NEAR: i32 = 1 << 17;
+
+/// Bits of a guest EIP that index the indirect-branch table: the low half of the tripwire's address.
+pub const INDEX_MASK: u64 = 0x7ffe;
 /// Entries of an indirect-branch table.
-pub const INDEX_ENTRIES: usize = INDEX_MASK as usize + 1;
+pub const INDEX_ENTRIES: usize = 1 << INDEX_MASK.count_ones();
+
+/// Index into the indirect-branch table for `eip`: what `pext` makes of it.
+pub const fn index(eip: u32) -> usize {
+    (eip as u64 & INDEX_MASK) as usize >> INDEX_MASK.trailing_zeros()
+}
 
 /// Value of `Context::site` when emitted code was left because of a host fault.
 pub const SITE_FAULT: u32 = u32::MAX;

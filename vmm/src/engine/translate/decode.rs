@@ -4,7 +4,9 @@
 //! already. It stays in one page: what happens between pages is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
 //! from a copy of the page, so a guest that rewrites it meanwhile changes nothing half-way.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+};
 
 use crate::cpu::{CpuModel, Vcpu};
 use crate::engine::features;
@@ -12,6 +14,8 @@ use crate::mmu::{Access, FRAME_SIZE, walk};
 
 /// Guest instructions in a trace at most.
 const MAX_INSTRUCTIONS: usize = 64;
+/// Guest instructions at most in a trace that is compared with its source each time.
+const MAX_CHECKED: usize = 12;
 /// Jumps followed in a trace at most.
 const MAX_JUMPS: usize = 8;
 
@@ -24,17 +28,44 @@ pub struct Trace {
     pub second: Option<u64>,
     /// The instructions; `ip` is the guest EIP. Empty if the first one cannot be taken from this page.
     pub instructions: Vec<Instruction>,
+    /// Their bytes, one after the other.
+    pub bytes: Vec<u8>,
     /// Where execution goes after the last instruction if that does not transfer control itself.
     pub next: u32,
 }
 
 impl Trace {
+    /// Begins anew at `eip`.
+    fn begin(&mut self, eip: u32) {
+        (self.eip, self.second, self.next) = (eip, None, eip);
+        self.instructions.clear();
+        self.bytes.clear();
+    }
+
+    /// Goes on with `insn`, whose bytes are `bytes`.
+    fn push(&mut self, insn: Instruction, bytes: &[u8]) {
+        self.next = self.next.wrapping_add(insn.len() as u32);
+        self.instructions.push(insn);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Goes on with `insn`, which ends inside `page`.
+    fn push_from(&mut self, page: &[u8; FRAME_SIZE], insn: Instruction) {
+        let start = self.next as usize % FRAME_SIZE;
+        self.push(insn, &page[start..start + insn.len()]);
+    }
+
     /// The range of page offsets that holds every instruction's bytes.
     pub fn source(&self) -> (u16, u16) {
         let offset = |eip: u32| eip as u16 & 0xfff;
-        let from = self.instructions.iter().map(|i| offset(i.ip32())).min();
-        let to = self.instructions.iter().map(|i| offset(i.ip32()) + i.len() as u16).max();
-        (from.unwrap_or(offset(self.eip)), to.unwrap_or(offset(self.eip) + 15))
+        let ranges = self.instructions.iter().map(|i| (offset(i.ip32()), offset(i.ip32()) + i.len() as u16));
+        let both = ranges.reduce(|(from, to), (first, end)| (from.min(first), to.max(end)));
+        both.unwrap_or((offset(self.eip), offset(self.eip) + 15))
+    }
+
+    /// Leaves the instruction that the trace begins with to the interpreter.
+    pub fn leave_out(&mut self) {
+        self.begin(self.eip);
     }
 
     /// True if the trace stopped within an instruction's length of the end of its page.
@@ -46,8 +77,7 @@ impl Trace {
 /// Decodes the trace at `eip` from `page`, the bytes of its page, into `trace`; code is 32-bit with base 0. The trace ends
 /// where `known`, given an EIP, says that there is a translation to go on in.
 pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32) -> bool, trace: &mut Trace) {
-    (trace.eip, trace.second, trace.next) = (eip, None, eip);
-    trace.instructions.clear();
+    trace.begin(eip);
     let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
     let mut jumps = 0;
     while trace.instructions.len() < MAX_INSTRUCTIONS {
@@ -56,8 +86,7 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32
             Err(DecoderError::NoMoreBytes) if trace.instructions.is_empty() => return straddling(vcpu, page, trace),
             Err(_) => break,
         };
-        trace.next = trace.next.wrapping_add(insn.len() as u32);
-        trace.instructions.push(insn);
+        trace.push_from(page, insn);
         match insn.flow_control() {
             FlowControl::Next | FlowControl::ConditionalBranch => {}
             // What follows a call is where it most likely returns to.
@@ -80,6 +109,26 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32
     }
 }
 
+/// Decodes the trace at `eip` from `page`, whose bytes a guest may change with nobody told: instructions that follow each
+/// other, up to the first that stores anything, since that may be to the trace itself. What is behind it is then looked at
+/// again before it is executed, as the processor does (SDM vol. 3, §8.1.3).
+pub fn decode_checked(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
+    trace.begin(eip);
+    let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
+    let mut info = InstructionInfoFactory::new();
+    while trace.instructions.len() < MAX_CHECKED {
+        let Ok(insn) = one(&vcpu.model, &mut decoder, trace.next) else { break };
+        trace.push_from(page, insn);
+        let reads =
+            |access| matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+        let stores = info.info(&insn).used_memory().iter().any(|m| !reads(m.access()));
+        let goes_on = matches!(insn.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
+        if stores || !goes_on || (trace.next ^ eip) & !0xfff != 0 {
+            break;
+        }
+    }
+}
+
 /// Decodes the instruction at the end of `page` together with the page after it. Fetching both is what the processor
 /// is about to do, so setting the accessed bit is right.
 fn straddling(vcpu: &Vcpu, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
@@ -96,8 +145,7 @@ fn straddling(vcpu: &Vcpu, page: &[u8; FRAME_SIZE], trace: &mut Trace) {
     let mut decoder = Decoder::with_ip(32, &bytes[..tail.len() + 15], trace.eip as u64, DecoderOptions::NONE);
     let insn = decoder.decode();
     if decoder.last_error() == DecoderError::None && insn.len() > tail.len() && offered(&vcpu.model, &insn) {
-        trace.next = insn.next_ip32();
-        trace.instructions.push(insn);
+        trace.push(insn, &bytes[..insn.len()]);
         trace.second = Some(second.gpa & !0xfff);
     }
 }

@@ -10,6 +10,8 @@ use routes::Route;
 pub use routes::Routes;
 use x87::X87Last;
 
+use iced_x86::Mnemonic;
+
 use super::block::{Key, Leave, Point};
 use super::context::{SITE_ABANDONED, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
 use super::mode::{HOST_FLAGS, Mode};
@@ -24,7 +26,7 @@ pub struct Active {
     mode: Mode,
     cr3: u32,
     /// Index of the window that executed pages are noted in.
-    code_window: usize,
+    pub(super) code_window: usize,
     /// [`Shadow::version`](crate::mmu::Shadow::version) then.
     version: u64,
 }
@@ -59,6 +61,7 @@ impl Translator {
             self.shadow.anticipate(&vcpu.state, a.rights, a.linear, a.write);
         }
         let missed = std::mem::take(&mut self.missed);
+        self.join_if_due(vcpu, mode);
         let wanted = self.unlinked.is_none() && !missed;
         if wanted && let Some(route) = self.route(vcpu, mode) {
             self.context.target = route.target;
@@ -76,12 +79,12 @@ impl Translator {
             return self.interpret(vcpu);
         };
         let active = self.activate(vcpu, mode);
-        let key = Key { eip, gpa: t.gpa, mode };
+        let key = Key { eip, gpa: t.gpa, mode: self.assumed(mode) };
         self.note_executed(vcpu, active, key, &t);
         let inside = if missed { None } else { self.registry.entry(&key, false) };
         let entry = inside.unwrap_or_else(|| self.head(vcpu, active, key, &t));
         if let Some(site) = self.unlinked.take() {
-            self.link(site, entry, &t);
+            self.link(site, entry, eip, &t);
         }
         let block = self.registry.block(entry.block);
         self.context.target = block.start + entry.offset as u64;
@@ -92,6 +95,15 @@ impl Translator {
             self.routes.add(eip, self.version(), route);
         }
         self.go(vcpu)
+    }
+
+    /// What translations for `mode` assume. Supervisors leave GS to their users, and each value of it would have them
+    /// translated again.
+    fn assumed(&self, mode: Mode) -> Mode {
+        match mode.ring0() && !self.supervisor_gs {
+            true => mode.without_gs(),
+            false => mode,
+        }
     }
 
     /// A way to the block at EIP that was taken before and is still right.
@@ -141,6 +153,7 @@ impl Translator {
                     let found = self.registry.containing(at).and_then(|id| self.registry.block(id).boundary(at));
                     let Some(origin) = found else { panic!("kicked at {at:#x}, which no block holds") };
                     self.save(vcpu);
+                    self.sample_joints(&vcpu.state);
                     vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
                     if origin.point == Point::Interruptible {
                         // Iterations were done and are left: what arrives now pushes RF (SDM vol. 3, §17.3.1.1).
@@ -188,7 +201,15 @@ impl Translator {
             Leave::Interpret(eip, mnemonic) => {
                 self.count_assist(mnemonic);
                 vcpu.state.eip = eip;
-                self.assist(vcpu, index)
+                match mnemonic {
+                    // Nothing was decoded that the block could stand for: it is looked at anew each time.
+                    Mnemonic::INVALID => self.interpret(vcpu),
+                    _ => self.assist(vcpu, index),
+                }
+            }
+            Leave::Faulting(eip, _) => {
+                vcpu.state.eip = eip;
+                self.spare(vcpu, index, site.block)
             }
             Leave::Gate(eip, mnemonic, gate) => {
                 self.count_assist(mnemonic);
@@ -228,6 +249,10 @@ impl Translator {
         self.stats.activations += 1;
         let state = &vcpu.state;
         let mut user_window = None;
+        if mode.paging() && !mode.user() && !self.shadow.kernel_is_local() {
+            // Bringing it up to date may be what tells that it is not worth having.
+            self.shadow.window(state, Rights::Kernel);
+        }
         let code_window = if !mode.paging() {
             let (index, base) = self.shadow.window(state, Rights::Physical);
             self.context.quarters = [base; 4];
@@ -237,6 +262,13 @@ impl Translator {
             let (index, base) = self.shadow.window(state, Rights::User(cr3));
             self.context.quarters = [base; 4];
             self.context.window = base;
+            index
+        } else if self.shadow.kernel_is_local() {
+            let (index, base) = self.shadow.window(state, Rights::Low(cr3));
+            self.context.quarters = [base; 4];
+            self.context.window = base;
+            let user = Rights::User(cr3);
+            user_window = self.shadow.exists(user).then(|| self.shadow.window(state, user).0);
             index
         } else {
             let (kernel, high) = self.shadow.window(state, Rights::Kernel);
@@ -269,6 +301,9 @@ impl Translator {
     /// Window `index` is about to be executed from: drops its branch tables if an executed page of it is another one now.
     fn take_code_changes(&mut self, index: usize, supervisor: bool) {
         if self.shadow.take_code_changed(index) {
+            if !supervisor {
+                self.part_pages();
+            }
             self.tables.empty_window(index);
             self.table_drops += 1;
             if supervisor {

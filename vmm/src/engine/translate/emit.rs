@@ -5,7 +5,11 @@ use std::mem::offset_of;
 
 use iced_x86::{Encoder, Instruction};
 
-use super::context::{Context, INDEX_MASK, host};
+use super::context::{Context, host, index};
+
+/// Prefixes and opcode bytes of an instruction at most, but for those that say how its address is made.
+pub const PREFIXES: usize = 3;
+const OPCODE: usize = 3;
 
 /// A position to patch with a branch displacement later.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +22,61 @@ pub enum Transfer {
     Call = 2,
     /// For good.
     Jump = 4,
+}
+
+/// A memory operand's address, by the hardware numbers of its registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// GS and 67h prefixes.
+    pub window: bool,
+    /// 67h alone: LEA of 32-bit registers.
+    pub narrow: bool,
+    /// Base register.
+    pub base: Option<u8>,
+    /// Index register; never RSP.
+    pub index: Option<u8>,
+    /// log2 of what the index is multiplied with.
+    pub scale: u8,
+    /// Displacement.
+    pub displacement: u32,
+}
+
+impl Address {
+    /// The same address for an instruction that does not access it.
+    pub fn without_window(self) -> Self {
+        Self { window: false, narrow: true, ..self }
+    }
+
+    /// True if it needs a REX prefix.
+    pub fn is_extended(&self) -> bool {
+        self.rex() != 0
+    }
+
+    fn rex(&self) -> u8 {
+        self.index.unwrap_or(0) >> 3 << 1 | self.base.unwrap_or(0) >> 3
+    }
+}
+
+/// Bytes of one instruction while it is put together.
+struct Short<const N: usize> {
+    bytes: [u8; N],
+    length: usize,
+}
+
+impl<const N: usize> Default for Short<N> {
+    fn default() -> Self {
+        Self { bytes: [0; N], length: 0 }
+    }
+}
+
+impl<const N: usize> Short<N> {
+    #[inline]
+    fn extend(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.bytes[self.length] = byte;
+            self.length += 1;
+        }
+    }
 }
 
 /// The code of one block while it is written.
@@ -59,6 +118,7 @@ impl Emitter {
     }
 
     /// Appends raw bytes.
+    #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.code.extend_from_slice(bytes);
     }
@@ -76,6 +136,46 @@ impl Emitter {
         } else {
             self.bytes(&displacement.to_le_bytes());
         }
+    }
+
+    /// An instruction with `prefixes`, `opcode`, and the operands `reg` and `memory`; its immediate is still to come.
+    pub fn with_memory(&mut self, prefixes: &[u8], opcode: &[u8], reg: u8, memory: &Address) {
+        // Two prefixes of the address, REX, ModRM, SIB and displacement.
+        let mut code = Short::<{ 3 + 2 + 4 + PREFIXES + OPCODE }>::default();
+        match (memory.window, memory.narrow) {
+            (true, _) => code.extend(&[0x65, 0x67]),
+            (false, true) => code.extend(&[0x67]),
+            (false, false) => {}
+        }
+        code.extend(prefixes);
+        let rex = reg >> 3 << 2 | memory.rex();
+        if rex != 0 {
+            code.extend(&[0x40 | rex]);
+        }
+        code.extend(opcode);
+        let reg = (reg & 7) << 3;
+        let sib = memory.scale << 6 | (memory.index.unwrap_or(4) & 7) << 3;
+        let displacement = memory.displacement as i32;
+        match memory.base.map(|base| base & 7) {
+            None => {
+                // An absolute address: without SIB it would be relative to RIP.
+                code.extend(&[reg | 4, sib | 5]);
+                code.extend(&displacement.to_le_bytes());
+            }
+            Some(base) => {
+                let (mode, length) = match i8::try_from(displacement) {
+                    Ok(0) if base != 5 => (0, 0),
+                    Ok(_) => (0x40, 1),
+                    Err(_) => (0x80, 4),
+                };
+                match memory.index.is_some() || base == 4 {
+                    true => code.extend(&[mode | reg | 4, sib | base]),
+                    false => code.extend(&[mode | reg | base]),
+                }
+                code.extend(&displacement.to_le_bytes()[..length]);
+            }
+        }
+        self.bytes(&code.bytes[..code.length]);
     }
 
     /// An instruction `opcode reg, [base + displacement]`, 64-bit if `wide`.
@@ -101,6 +201,30 @@ impl Emitter {
         match displacement {
             0 => self.mov32(to, from),
             d => self.lea32(to, from, d),
+        }
+    }
+
+    /// r14 = r14 + `by`: see [`super::context::NEAR`].
+    pub fn move_esp(&mut self, by: i32) {
+        self.op_memory(0x8d, true, host::ESP, host::ESP, by);
+    }
+
+    /// r14 = the host address of the guest address that is the sum of `from`, which is below 2^32, and `by`.
+    pub fn make_esp(&mut self, from: u8, by: i8) {
+        // lea r14, [r12 + from + by]
+        let mode = if by == 0 { 0x04 } else { 0x44 };
+        self.bytes(&[0x4d | (from >> 3) << 1, 0x8d, mode | (host::ESP & 7) << 3]);
+        self.bytes(&[(from & 7) << 3 | (host::WINDOW & 7)]);
+        if by != 0 {
+            self.code.push(by as u8);
+        }
+    }
+
+    /// ESP = ESP + `by`, whatever r14 is near.
+    pub fn move_esp_anew(&mut self, by: i32) {
+        if by != 0 {
+            self.lea32(host::ESP, host::ESP, by);
+            self.make_esp(host::ESP, 0);
         }
     }
 
@@ -209,19 +333,30 @@ impl Emitter {
     }
 
     /// Goes to what the indirect-branch table holds for `eip`, which r8d is set to.
-    pub fn by_table(&mut self, transfer: Transfer, eip: u32) {
+    pub fn by_table(&mut self, eip: u32) {
         self.mov_immediate(8, eip);
         self.load_context(true, 10, offset_of!(Context, branches));
-        // jmp or call [r10 + entry*8]
-        self.bytes(&[0x41, 0xff, 0x82 | (transfer as u8) << 3]);
-        self.bytes(&(8 * (eip & INDEX_MASK as u32)).to_le_bytes());
+        // jmp [r10 + entry*8]
+        self.bytes(&[0x41, 0xff, 0x82 | (Transfer::Jump as u8) << 3]);
+        self.bytes(&(8 * index(eip) as u32).to_le_bytes());
     }
 
     /// Goes on only if r8d is `eip`; otherwise faults, with all state in place.
     pub fn expect_eip_or_fault(&mut self, eip: u32) {
         self.lea32_or_mov(9, 8, eip.wrapping_neg() as i32);
-        // movzx r10d, word [r9 + r13]
-        self.bytes(&[0x47, 0x0f, 0xb7, 0x14, (host::TRIPWIRE & 7) << 3 | 1]);
+        self.trip(9);
+    }
+
+    /// Goes on only if r11d is `value`; otherwise faults, to leave for `eip`.
+    pub fn expect_value_or_fault(&mut self, value: u32, eip: u32) {
+        self.mov_immediate(8, eip);
+        self.lea32_or_mov(9, 11, value.wrapping_neg() as i32);
+        self.trip(9);
+    }
+
+    /// `movzx r10d, word [difference + r13]`: see [`super::tripwire`].
+    fn trip(&mut self, difference: u8) {
+        self.bytes(&[0x47, 0x0f, 0xb7, 0x14, (host::TRIPWIRE & 7) << 3 | difference & 7]);
     }
 
     /// Goes on only if r8d is `eip`; otherwise to the branch at `elsewhere`. A compare would be shorter, but whatever
@@ -246,8 +381,8 @@ impl Emitter {
 
     /// Goes to what the indirect-branch table holds for the guest EIP in r8d.
     pub fn indirect(&mut self, transfer: Transfer) {
-        // pext r9d, r8d, r12d: VEX.LZ.F3.0F38.W0 F5 /r, with vvvv = r8 and rm = r12.
-        self.bytes(&[0xc4, 0x42, (!8u8 & 0xf) << 3 | 0x02, 0xf5, 0xc8 | (host::MASK & 7)]);
+        // pext r9d, r8d, r13d: VEX.LZ.F3.0F38.W0 F5 /r, with vvvv = r8 and rm = r13.
+        self.bytes(&[0xc4, 0x42, (!8u8 & 0xf) << 3 | 0x02, 0xf5, 0xc8 | (host::TRIPWIRE & 7)]);
         self.load_context(true, 10, offset_of!(Context, branches));
         // jmp or call [r10 + r9*8]
         self.bytes(&[0x43, 0xff, 0x04 | (transfer as u8) << 3, 0xca]);

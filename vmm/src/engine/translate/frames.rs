@@ -1,5 +1,10 @@
-//! The frames of guest RAM that code was translated from: their bytes as they were then, and which blocks come from
-//! where in them.
+//! The frames of guest RAM that code was translated from: their bytes as they were then, which blocks come from where in
+//! them, and how it is noticed that a guest stores to them.
+//!
+//! Stores to a frame with code are watched, and each costs a host fault. Data beside code that is stored to again and
+//! again, or code that is patched all the time, would make that the rule: then the frame's blocks are forgotten, and it is
+//! watched no longer. Where that comes a second time, code and data are both in use. Such a *mixed* frame is not watched
+//! either; its blocks check their own source whenever they are entered ([`super::translate`]).
 
 use std::collections::HashMap;
 
@@ -12,6 +17,24 @@ use crate::mmu::{FRAME_SIZE, GuestRam};
 
 /// Stores to a frame that changed no code after which its code is forgotten, so that they need not be watched.
 const DATA_WRITES: u32 = 16;
+/// Stores to a frame that changed code after which the same is done: what is patched so often need not be told of it.
+const CODE_WRITES: u32 = 256;
+/// Times that its code was forgotten so after which a frame is mixed.
+const MIXED_AFTER: u32 = 2;
+
+/// How a frame's blocks come to know of stores to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// Stores are watched.
+    Watched,
+    /// There are no blocks.
+    Forgotten,
+    /// Each block checks its own source.
+    Mixed,
+}
+
+/// Words of 64 bits for one bit an offset in a page.
+const WORDS: usize = FRAME_SIZE / 64;
 
 /// A frame seen as code of one mode at one linear page.
 pub struct View {
@@ -20,7 +43,9 @@ pub struct View {
     /// The blocks, live or not.
     blocks: Vec<u32>,
     /// One bit for each offset in the page where a block had a place to come in when it was added.
-    entries: [u64; FRAME_SIZE / 64],
+    entries: [u64; WORDS],
+    /// How many of those bits there are before each word.
+    before: [u16; WORDS],
     /// For each of those bits, in order, that block.
     entered: Vec<u32>,
 }
@@ -32,11 +57,25 @@ pub struct Frame {
     pub bytes: [u8; FRAME_SIZE],
     /// Stores since then that changed no code.
     data_writes: u32,
+    /// Stores that changed code since it was last forgotten.
+    code_writes: u32,
+    /// Times that its blocks were forgotten because of such stores.
+    forgotten: u32,
+    care: Care,
 }
 
 /// All of them, by physical address.
-#[derive(Default)]
-pub struct Frames(HashMap<u64, Box<Frame>, RandomState>);
+pub struct Frames {
+    frames: HashMap<u64, Box<Frame>, RandomState>,
+    /// What a frame begins as.
+    first: Care,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { frames: HashMap::default(), first: Care::Forgotten }
+    }
+}
 
 impl View {
     /// The block, live or not, that had a place to come in at `eip` when it was added.
@@ -52,15 +91,17 @@ impl View {
     fn rank(&self, eip: u32) -> usize {
         let word = eip as usize % FRAME_SIZE / 64;
         let below = self.entries[word] & ((1 << (eip % 64)) - 1);
-        (self.entries[..word].iter().map(|w| w.count_ones()).sum::<u32>() + below.count_ones()) as usize
+        self.before[word] as usize + below.count_ones() as usize
     }
 
     /// Says that block `id` can be come into at `eip`, unless `stays`, given another, says that it can be there.
     fn enter(&mut self, eip: u32, id: u32, stays: impl Fn(u32) -> bool) {
         let rank = self.rank(eip);
         if !self.has(eip) {
+            let word = eip as usize % FRAME_SIZE / 64;
             self.entered.insert(rank, id);
-            self.entries[eip as usize % FRAME_SIZE / 64] |= 1 << (eip % 64);
+            self.entries[word] |= 1 << (eip % 64);
+            self.before[word + 1..].iter_mut().for_each(|before| *before += 1);
         } else if !stays(self.entered[rank]) {
             self.entered[rank] = id;
         }
@@ -68,23 +109,41 @@ impl View {
 
     /// Forgets the blocks of `segment`.
     fn remove_segment(&mut self, segment: usize) {
-        let gone = |id: u32| segment::split(id).0 == segment;
-        self.blocks.retain(|id| !gone(*id));
+        let gone = |id: &u32| segment::split(*id).0 == segment;
+        if !self.blocks.iter().chain(&self.entered).any(gone) {
+            return;
+        }
+        self.blocks.retain(|id| !gone(id));
         let mut rank = 0;
         for offset in 0..FRAME_SIZE as u32 {
             if self.has(offset) {
                 let id = self.entered[rank];
                 rank += 1;
-                if gone(id) {
+                if gone(&id) {
                     self.entries[offset as usize / 64] &= !(1 << (offset % 64));
                 }
             }
         }
-        self.entered.retain(|id| !gone(*id));
+        self.entered.retain(|id| !gone(id));
+        let mut count = 0;
+        for (before, word) in self.before.iter_mut().zip(&self.entries) {
+            *before = count;
+            count += word.count_ones() as u16;
+        }
     }
 }
 
 impl Frame {
+    /// True if stores to it must be reported.
+    pub fn watched(&self) -> bool {
+        self.care == Care::Watched
+    }
+
+    /// True if its blocks check their own source.
+    pub fn mixed(&self) -> bool {
+        self.care == Care::Mixed
+    }
+
     /// This frame as code of `mode` at linear address `eip`.
     pub fn view(&self, eip: u32, mode: Mode) -> Option<&View> {
         self.views.iter().find(|v| v.page == eip >> 12 && v.mode == mode)
@@ -95,8 +154,8 @@ impl Frame {
     pub fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin], stays: impl Fn(u32) -> bool) {
         let known = self.views.iter().position(|v| v.page == eip >> 12 && v.mode == mode);
         let index = known.unwrap_or_else(|| {
-            let (entries, page) = ([0; FRAME_SIZE / 64], eip >> 12);
-            self.views.push(View { page, mode, blocks: Vec::new(), entries, entered: Vec::new() });
+            let (entries, before, page) = ([0; WORDS], [0; WORDS], eip >> 12);
+            self.views.push(View { page, mode, blocks: Vec::new(), entries, before, entered: Vec::new() });
             self.views.len() - 1
         });
         let view = &mut self.views[index];
@@ -107,68 +166,98 @@ impl Frame {
     /// The frame at `gpa` was stored to: takes out the blocks for which `reads`, given a block and what changed, is true.
     /// They are returned, and whether the frame is to be watched on.
     pub fn refresh(&mut self, ram: &GuestRam, gpa: u64, reads: impl Fn(u32, &[usize]) -> bool) -> (Vec<u32>, bool) {
+        if self.care != Care::Watched {
+            return (Vec::new(), false);
+        }
         let before = self.bytes;
         ram.read(gpa, &mut self.bytes);
-        let changed: Vec<usize> = (0..FRAME_SIZE).filter(|&i| before[i] != self.bytes[i]).collect();
+        let now = &self.bytes;
+        let lines = (0..FRAME_SIZE).step_by(64).filter(|&line| before[line..line + 64] != now[line..line + 64]);
+        let changed: Vec<usize> = lines.flat_map(|line| line..line + 64).filter(|&i| before[i] != now[i]).collect();
         let mut dead = Vec::new();
         for view in &mut self.views {
             dead.extend(view.blocks.extract_if(.., |id| reads(*id, &changed)));
         }
-        self.data_writes = if dead.is_empty() { self.data_writes + 1 } else { 0 };
+        match dead.is_empty() {
+            true => self.data_writes += 1,
+            false => (self.data_writes, self.code_writes) = (0, self.code_writes + 1),
+        }
         let used = self.views.iter().any(|v| !v.blocks.is_empty());
-        (dead, used && self.data_writes < DATA_WRITES)
+        (dead, used && self.data_writes < DATA_WRITES && self.code_writes < CODE_WRITES)
     }
 }
 
 impl Frames {
-    /// The frame at `gpa`, copied from `ram` if it was not known.
+    /// Takes every frame to be mixed from now on.
+    #[cfg(test)]
+    pub fn mix_all(&mut self) {
+        self.first = Care::Mixed;
+    }
+
+    /// The frame at `gpa`, copied from `ram` unless it is watched since it was copied.
     pub fn note(&mut self, ram: &GuestRam, gpa: u64) -> &mut Frame {
-        self.0.entry(gpa).or_insert_with(|| {
-            let mut frame = Box::new(Frame { views: Vec::new(), bytes: [0; FRAME_SIZE], data_writes: 0 });
+        let frame = self.frames.entry(gpa).or_insert_with(|| {
+            let (views, bytes) = (Vec::new(), [0; FRAME_SIZE]);
+            Box::new(Frame { views, bytes, data_writes: 0, code_writes: 0, forgotten: 0, care: self.first })
+        });
+        if frame.care != Care::Watched {
             ram.read(gpa, &mut frame.bytes);
-            frame
-        })
+        }
+        if frame.care == Care::Forgotten {
+            (frame.care, frame.data_writes, frame.code_writes) = (Care::Watched, 0, 0);
+        }
+        frame
     }
 
     /// The frame at `gpa`, if code was translated from it.
     pub fn get(&self, gpa: u64) -> Option<&Frame> {
-        self.0.get(&gpa).map(|f| &**f)
+        self.frames.get(&gpa).map(|f| &**f)
     }
 
     /// As [`Self::get`].
     pub fn get_mut(&mut self, gpa: u64) -> Option<&mut Frame> {
-        self.0.get_mut(&gpa).map(|f| &mut **f)
+        self.frames.get_mut(&gpa).map(|f| &mut **f)
     }
 
-    /// Forgets the frame at `gpa`: the blocks that came from it.
-    pub fn remove(&mut self, gpa: u64) -> Vec<u32> {
-        let views = self.0.remove(&gpa).map(|f| f.views).unwrap_or_default();
-        views.into_iter().flat_map(|v| v.blocks).collect()
+    /// The frame at `gpa` is not to be watched on: forgets and returns the blocks that came from it.
+    pub fn forget(&mut self, gpa: u64) -> Vec<u32> {
+        let Some(frame) = self.frames.get_mut(&gpa).filter(|f| f.watched()) else { return Vec::new() };
+        let blocks: Vec<u32> = std::mem::take(&mut frame.views).into_iter().flat_map(|v| v.blocks).collect();
+        frame.forgotten += 1;
+        frame.care = if frame.forgotten < MIXED_AFTER { Care::Forgotten } else { Care::Mixed };
+        if blocks.is_empty() {
+            // It became something else altogether.
+            self.frames.remove(&gpa);
+        }
+        blocks
     }
 
     /// Forgets the blocks of `segment`, and the frames that no other block comes from: the latter's addresses.
     pub fn remove_segment(&mut self, segment: usize) -> Vec<u64> {
-        for frame in self.0.values_mut() {
+        for frame in self.frames.values_mut() {
             frame.views.iter_mut().for_each(|v| v.remove_segment(segment));
             frame.views.retain(|v| !v.blocks.is_empty());
         }
-        self.0.extract_if(|_, frame| frame.views.is_empty()).map(|(gpa, _)| gpa).collect()
+        self.frames.extract_if(|_, frame| frame.views.is_empty()).map(|(gpa, _)| gpa).collect()
     }
 
-    /// Physical addresses of all frames.
-    pub fn addresses(&self) -> Vec<u64> {
-        self.0.keys().copied().collect()
+    /// Physical addresses of the frames that are watched.
+    pub fn watched(&self) -> Vec<u64> {
+        self.frames.iter().filter(|(_, frame)| frame.watched()).map(|(gpa, _)| *gpa).collect()
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.frames.len()
     }
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        let views =
-            self.0.values().flat_map(|f| &f.views).map(|v| size_of::<View>() + 4 * (v.blocks.len() + v.entered.len()));
-        self.0.len() * (size_of::<Frame>() + 32) + views.sum::<usize>()
+        let views = self
+            .frames
+            .values()
+            .flat_map(|f| &f.views)
+            .map(|v| size_of::<View>() + 4 * (v.blocks.len() + v.entered.len()));
+        self.frames.len() * (size_of::<Frame>() + 32) + views.sum::<usize>()
     }
 }

@@ -159,6 +159,7 @@ impl Translator {
     #[inline]
     pub(super) fn check_gates(&mut self, vcpu: &Vcpu) {
         let s = &vcpu.state;
+        self.check_joints(s);
         let now = Environment {
             version: self.table_drops + self.shadow.version(),
             gdtr: s.gdtr,

@@ -1,9 +1,9 @@
 //! Stage 5: blocks, the ways between them, and how they are forgotten.
 //!
 //! A direct branch may be linked to its target only while the target's page cannot come to mean something else without
-//! the link being undone: inside one page, or between pages of the shared kernel mapping. Every other transfer goes
-//! through an indirect-branch table, which belongs to one address space and is emptied when an executed page of that
-//! space changes its mapping.
+//! the link being undone: inside one page, between pages of the shared kernel mapping, or between pages of the one address
+//! space that [`super::joints`] keeps watch over. Every other transfer goes through an indirect-branch table, which belongs
+//! to one address space and is emptied when an executed page of that space changes its mapping.
 //!
 //! What is remembered of a block lives and dies with the segment of the code cache that its code is in: when the cache
 //! comes round to a segment again, what was there is forgotten, oldest first.
@@ -14,9 +14,9 @@ use foldhash::fast::RandomState;
 
 use super::block::{Block, Key, Leave, Site};
 use super::cache::{CodeCache, SEGMENTS};
-use super::frames::{Frame, Frames};
+use super::frames::{Frame, Frames, View};
 use super::mode::Mode;
-use super::segment::{Exit, Kind, Link, NONE, Record, Segment, join, split};
+use super::segment::{Exit, Kind, Link, NONE, Record, Segment, Why, join, split};
 use super::translate::Translation;
 use crate::engine::interp::Prepared;
 use crate::mmu::{FRAME_SHIFT, GuestRam};
@@ -100,12 +100,23 @@ impl Registry {
         join(self.current, self.segments[self.current].exits.len())
     }
 
-    /// The frame at `gpa` if code is translated from it: stores to it are reported.
+    /// The frame at `gpa` if code is, or was, translated from it.
     pub fn frame(&self, gpa: u64) -> Option<&Frame> {
         self.frames.get(gpa)
     }
 
-    /// Copies the frame at `gpa`, which is to be translated. The caller has stores to it reported.
+    /// Has all blocks check their own source.
+    #[cfg(test)]
+    pub fn mix_all(&mut self) {
+        self.frames.mix_all();
+    }
+
+    /// True if blocks of the frame at `gpa` check their own source.
+    pub fn is_mixed(&self, gpa: u64) -> bool {
+        self.frames.get(gpa).is_some_and(Frame::mixed)
+    }
+
+    /// Copies the frame at `gpa`, which is to be translated. The caller has stores to it reported, unless it is mixed.
     pub fn note_frame(&mut self, ram: &GuestRam, gpa: u64) {
         self.frames.note(ram, gpa);
     }
@@ -131,8 +142,9 @@ impl Registry {
         let index = self.segments[self.current].add(record, &t.origins, &t.exits, self.base);
         let id = join(self.current, index);
         self.by_name.insert(Name::from(&key), id);
-        // Nothing comes into the middle of the one instruction that two pages hold.
-        let entries = if page.second.is_some() { &[] } else { &t.origins[..] };
+        // Nothing comes into the middle of the one instruction that two pages hold, nor past a block's look at its source.
+        let closed = page.second.is_some() || self.is_mixed(key.gpa & !0xfff);
+        let entries = if closed { &[] } else { &t.origins[..] };
         let segments = &self.segments;
         let stays = |other: u32| {
             let (segment, index) = split(other);
@@ -202,8 +214,11 @@ impl Registry {
                 Leave::Direct { eip, branch: self.base + branch as u64, stub: self.base + stub as u64 }
             }
             Kind::Pending { eip } => Leave::Pending(eip),
-            Kind::Interpret { eip, mnemonic, gate: None, .. } => Leave::Interpret(eip, mnemonic),
-            Kind::Interpret { eip, mnemonic, gate: Some(gate), .. } => Leave::Gate(eip, mnemonic, gate),
+            Kind::Interpret { eip, mnemonic, why, .. } => match why {
+                Why::Always => Leave::Interpret(eip, mnemonic),
+                Why::Faulting => Leave::Faulting(eip, mnemonic),
+                Why::Gate(gate) => Leave::Gate(eip, mnemonic, gate),
+            },
         };
         Some(Site { block: join(segment, exit.block as usize), leave })
     }
@@ -235,18 +250,28 @@ impl Registry {
         Some(join(segment, self.segments.get(segment)?.containing(offset as u32)?))
     }
 
-    /// The place where a direct branch to `key` may come in, at the start of a block or inside one: the block, and the
-    /// offset in it. `fp` says that x87, SSE and AVX state is loaded there.
-    pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
-        let id = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?.entry(key.eip)?;
+    /// The block that a direct branch to `key` may come into, at its start or inside; `view` is its page. `fp` says that
+    /// x87, SSE and AVX state is loaded there.
+    pub fn place(&self, view: &View, key: &Key, fp: bool) -> Option<u32> {
+        let id = view.entry(key.eip)?;
         let record = self.record(id);
-        if record.live && (fp || !record.fp) && record.eip != key.eip {
-            let (segment, index) = split(id);
-            let origin = self.segments[segment].origins(index).find(|o| o.eip == key.eip && o.is_entry());
-            return origin.map(|o| Entry { block: id, offset: o.offset });
+        match record.live && (fp || !record.fp || record.eip == key.eip) {
+            true => Some(id),
+            false => self.find(key).filter(|id| self.record(*id).second == NONE),
         }
-        let block = self.find(key).filter(|id| self.record(*id).second == NONE)?;
-        Some(Entry { block, offset: self.record(block).main })
+    }
+
+    /// Where exactly: the block, and the offset in it.
+    pub fn entry(&self, key: &Key, fp: bool) -> Option<Entry> {
+        let view = self.frames.get(key.gpa & !0xfff)?.view(key.eip, key.mode)?;
+        let block = self.place(view, key, fp)?;
+        let record = self.record(block);
+        if record.eip == key.eip {
+            return Some(Entry { block, offset: record.main });
+        }
+        let (segment, index) = split(block);
+        let origin = self.segments[segment].origins(index).find(|o| o.eip == key.eip && o.is_entry());
+        origin.map(|o| Entry { block, offset: o.offset })
     }
 
     /// True if a direct branch may come in at executable address `at`. `fp` says that x87, SSE and AVX state is loaded.
@@ -282,8 +307,23 @@ impl Registry {
         }
     }
 
+    /// The branches of blocks of `mode` that lead to another page and are not linked: exit sites, and where they go.
+    pub fn open_between_pages(&self, mode: Mode) -> Vec<(u32, u32)> {
+        let mut open = Vec::new();
+        for (number, segment) in self.segments.iter().enumerate() {
+            for (place, exit) in segment.exits.iter().enumerate() {
+                let Kind::Direct { eip, link: Link { to: NONE, .. }, .. } = exit.kind else { continue };
+                let from = &segment.records[exit.block as usize];
+                if from.live && from.mode == mode && from.second == NONE && (from.eip ^ eip) & !0xfff != 0 {
+                    open.push((join(number, place), eip));
+                }
+            }
+        }
+        open
+    }
+
     /// Makes the branch of site `index` go to its stub.
-    fn unlink(&mut self, cache: &mut CodeCache, index: u32) {
+    pub fn unlink(&mut self, cache: &mut CodeCache, index: u32) {
         let base = self.base;
         let Some(Exit { kind: Kind::Direct { branch, stub, link, .. }, .. }) = self.exit_mut(index) else { return };
         let Link { to, previous, next } = std::mem::replace(link, Link::NO);
@@ -319,9 +359,9 @@ impl Registry {
         self.segments[segment].sites(index).for_each(|place| self.unlink(cache, join(segment, place)));
     }
 
-    /// Forgets every block from the frame at `gpa`; how many there were.
-    pub fn invalidate_frame(&mut self, cache: &mut CodeCache, gpa: u64) -> usize {
-        let blocks = self.frames.remove(gpa & !0xfff);
+    /// Forgets every block from the frame at `gpa`, which is not watched on; how many there were.
+    fn forget_frame(&mut self, cache: &mut CodeCache, gpa: u64) -> usize {
+        let blocks = self.frames.forget(gpa & !0xfff);
         blocks.iter().for_each(|&id| self.invalidate(cache, id));
         blocks.len()
     }
@@ -342,7 +382,7 @@ impl Registry {
         dead.iter().for_each(|&id| self.invalidate(cache, id));
         match watch {
             true => (dead.len(), true),
-            false => (dead.len() + self.invalidate_frame(cache, gpa), false),
+            false => (dead.len() + self.forget_frame(cache, gpa), false),
         }
     }
 
@@ -375,9 +415,9 @@ impl Registry {
         }
     }
 
-    /// Physical addresses of the frames that blocks come from.
-    pub fn frames(&self) -> Vec<u64> {
-        self.frames.addresses()
+    /// Physical addresses of the frames to which stores are to be reported.
+    pub fn watched(&self) -> Vec<u64> {
+        self.frames.watched()
     }
 
     /// Bytes of memory that all this takes.

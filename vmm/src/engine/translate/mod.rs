@@ -7,6 +7,7 @@
 mod block;
 mod cache;
 mod check;
+mod churn;
 mod classify;
 mod context;
 mod decode;
@@ -16,6 +17,7 @@ mod execute;
 mod fault;
 mod frames;
 mod gate;
+mod joints;
 mod link;
 mod mode;
 mod origins;
@@ -41,6 +43,7 @@ use self::cache::CodeCache;
 use self::context::Context;
 use self::decode::Trace;
 use self::emit::Emitter;
+use self::joints::Joints;
 use self::link::Registry;
 use self::returns::ReturnStack;
 use self::tables::Tables;
@@ -103,10 +106,14 @@ struct Stats {
     exits_pending: u64,
     exits_kick: u64,
     exits_tripped: u64,
+    stale: u64,
     interpreted: u64,
     learnt_dynamic: u64,
     learnt_interpreted: u64,
     learnt_varied: u64,
+    learnt_faulting: u64,
+    spared: u64,
+    joined: u64,
     activations: u64,
 }
 
@@ -120,6 +127,7 @@ pub struct Translator {
     translation: Translation,
     emitter: Emitter,
     registry: Box<Registry>,
+    joints: Joints,
     shadow: Shadow,
     returns: ReturnStack,
     tripwire: Tripwire,
@@ -133,6 +141,8 @@ pub struct Translator {
     /// Blocks and calls, by EIP, that are often come to for another EIP.
     varied: Places,
     trips: HashMap<u32, u32, RandomState>,
+    /// Instructions that keep faulting.
+    churn: churn::Churn,
     /// What the context's windows were last set up for.
     active: Option<dispatch::Active>,
     /// Ways back into emitted code that were taken lately.
@@ -153,8 +163,12 @@ pub struct Translator {
     awaited: Option<dispatch::Awaited>,
     /// The table did not lead to the next block: it is to be entered there.
     missed: bool,
+    /// Empty; kept for its memory.
+    flushes: Vec<Flush>,
     /// An exit site that may be linked to the next block.
     unlinked: Option<u32>,
+    /// Ring 0 reaches memory by way of GS. While it does not, its translations do not depend on what GS is.
+    supervisor_gs: bool,
     /// Entries of non-global pages are in supervisor tables: a CR3 write empties them.
     local_entries: bool,
     /// Check every block after translation.
@@ -196,6 +210,7 @@ impl Translator {
             translation: Translation::default(),
             emitter: Emitter::new(cache.next()),
             registry: Box::new(Registry::new(&cache)),
+            joints: Joints::default(),
             cache,
             trampolines: Box::new(trampolines),
             shadow,
@@ -208,6 +223,7 @@ impl Translator {
             device_faults: HashMap::default(),
             varied: Places::default(),
             trips: HashMap::default(),
+            churn: churn::Churn::default(),
             active: None,
             routes: dispatch::Routes::new(),
             generation: 0,
@@ -218,7 +234,9 @@ impl Translator {
             gates_kept: gate::Kept::default(),
             awaited: None,
             missed: false,
+            flushes: Vec::new(),
             unlinked: None,
+            supervisor_gs: false,
             local_entries: false,
             verify: cfg!(any(test, debug_assertions)),
             stats: Stats::default(),
@@ -243,8 +261,11 @@ impl Translator {
         if !vcpu.mmu.has_flushes() {
             return;
         }
-        for flush in vcpu.mmu.take_flushes() {
+        let mut flushes = std::mem::take(&mut self.flushes);
+        vcpu.mmu.swap_flushes(&mut flushes);
+        for flush in flushes.drain(..) {
             self.flush_gates(&vcpu.state, flush);
+            self.flush_churn(vcpu.state.cr3, flush);
             // One page is brought up to date at once, and only code on it would make the ways into windows wrong.
             if !matches!(flush, Flush::Page(linear) if !self.shadow.synchronise_page(&vcpu.state, linear)) {
                 self.active = None;
@@ -267,6 +288,7 @@ impl Translator {
                 }
             }
         }
+        self.flushes = flushes;
     }
 
     /// The frame at `gpa` was stored to: forgets what was translated from bytes that changed.
@@ -291,20 +313,24 @@ impl Translator {
     /// Makes room for translations by forgetting the oldest.
     fn evict(&mut self, vcpu: &mut Vcpu) {
         let segment = self.cache.advance();
-        self.stats.evictions += !self.registry.is_empty(segment) as u64;
+        let anything = !self.registry.is_empty(segment);
+        self.stats.evictions += anything as u64;
         for frame in self.registry.evict(&mut self.cache, segment) {
             vcpu.mmu.ram.clear_code(frame);
         }
-        // Too many to take out of each table one by one.
-        self.registry.take_dead();
-        let code = self.cache.segment_addresses(segment);
-        self.tables.remove_all(&code);
         self.unlinked = None;
-        self.generation += 1;
+        if anything {
+            // Too many to take out of each table one by one.
+            self.registry.take_dead();
+            let code = self.cache.segment_addresses(segment);
+            self.tables.remove_all(&code);
+            self.generation += 1;
+        }
     }
 
     /// Drops every branch table. Nothing may go on by one until the next `activate`.
     fn drop_tables(&mut self) {
+        self.part_pages();
         self.tables.clear();
         self.table_drops += 1;
     }
@@ -352,7 +378,7 @@ impl Engine for Translator {
     }
 
     fn invalidate(&mut self, vcpu: &mut Vcpu, start: u64, end: u64) {
-        for frame in self.registry.frames() {
+        for frame in self.registry.watched() {
             if frame < end && frame + 4096 > start {
                 self.refresh_frame(vcpu, frame);
             }
@@ -377,10 +403,14 @@ impl Engine for Translator {
             ("exits: pending", s.exits_pending),
             ("exits: kick", s.exits_kick),
             ("exits: tripwire", s.exits_tripped),
+            ("blocks that found their source changed", s.stale),
             ("instructions interpreted", s.interpreted),
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),
             ("sites learnt: come to for other EIPs", s.learnt_varied),
+            ("sites learnt: keeps faulting", s.learnt_faulting),
+            ("instructions interpreted to spare a fault", s.spared),
+            ("branches joined to other pages", s.joined),
             ("window switches", s.activations),
             ("shadow faults", w.faults),
             ("pages mapped as page-fault handlers returned", w.anticipated),
@@ -389,6 +419,7 @@ impl Engine for Translator {
             ("pages write-protected", w.pages_protected),
             ("windows made", w.windows_made),
             ("windows evicted", w.windows_evicted),
+            ("each address space has its own supervisor window", self.shadow.kernel_is_local() as u64),
             ("windows synchronised", w.syncs),
             ("page tables found changed", w.tables_changed),
         ];

@@ -107,6 +107,11 @@ impl Mode {
     pub fn low_kernel(self) -> bool {
         self.0 & LOW_KERNEL != 0
     }
+    /// The same, but that accesses through GS are interpreted, whatever it is.
+    pub fn without_gs(self) -> Self {
+        let at = SEGMENTS + 2 * seg::GS as u32;
+        Self(self.0 & !(3 << at) | (SegmentClass::Checked as u32) << at)
+    }
     /// How accesses through segment `which` are emitted.
     pub fn segment(self, which: usize) -> SegmentClass {
         match self.0 >> (SEGMENTS + 2 * which as u32) & 3 {

@@ -33,8 +33,10 @@ pub fn pack(eip: u32, origins: &[Origin], to: &mut Vec<u8>) {
         match (far, i8::try_from(o.esp_delta)) {
             ((offset @ 0..=255, eip @ 0..=15), Ok(delta)) => {
                 let moved = o.esp_delta != last.esp_delta;
-                to.extend([head | (eip as u8) << 4 | if moved { MOVED } else { 0 }, offset as u8]);
-                to.extend(moved.then_some(delta as u8));
+                to.extend_from_slice(&[head | (eip as u8) << 4 | if moved { MOVED } else { 0 }, offset as u8]);
+                if moved {
+                    to.push(delta as u8);
+                }
             }
             _ => {
                 to.push(head | LONG);

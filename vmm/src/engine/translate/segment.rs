@@ -59,7 +59,18 @@ pub struct Exit {
 pub enum Kind {
     Direct { eip: u32, branch: u32, stub: u32, link: Link },
     Pending { eip: u32 },
-    Interpret { eip: u32, mnemonic: Mnemonic, gate: Option<Gate>, prepared: u32 },
+    Interpret { eip: u32, mnemonic: Mnemonic, why: Why, prepared: u32 },
+}
+
+/// Why an instruction is left to the interpreter.
+#[derive(Clone, Copy)]
+pub enum Why {
+    /// It is not translated.
+    Always,
+    /// It keeps faulting.
+    Faulting,
+    /// A gate did not open.
+    Gate(Gate),
 }
 
 /// The block that a site is linked to, or [`NONE`], and the site's neighbours among all that are linked there.
@@ -99,8 +110,11 @@ impl Segment {
                     Kind::Direct { eip, branch: offset(branch), stub: offset(stub), link: Link::NO }
                 }
                 Leave::Pending(eip) => Kind::Pending { eip },
-                Leave::Interpret(eip, mnemonic) => Kind::Interpret { eip, mnemonic, gate: None, prepared: NONE },
-                Leave::Gate(eip, mnemonic, gate) => Kind::Interpret { eip, mnemonic, gate: Some(gate), prepared: NONE },
+                Leave::Interpret(eip, mnemonic) => Kind::Interpret { eip, mnemonic, why: Why::Always, prepared: NONE },
+                Leave::Faulting(eip, mnemonic) => Kind::Interpret { eip, mnemonic, why: Why::Faulting, prepared: NONE },
+                Leave::Gate(eip, mnemonic, gate) => {
+                    Kind::Interpret { eip, mnemonic, why: Why::Gate(gate), prepared: NONE }
+                }
             },
         }));
         self.records.push(record);

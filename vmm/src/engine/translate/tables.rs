@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use foldhash::fast::RandomState;
 
-use super::context::{INDEX_ENTRIES, INDEX_MASK};
+use super::context::{INDEX_ENTRIES, index};
 use super::mode::Mode;
 
 /// Tables kept at most, of 128 KiB each.
@@ -117,7 +117,7 @@ impl Tables {
     /// Takes out the block for `eip` that starts at `start`.
     pub fn remove(&mut self, eip: u32, start: u64) {
         for table in self.by_owner.values_mut() {
-            let entry = &mut table.entries[(eip as u64 & INDEX_MASK) as usize];
+            let entry = &mut table.entries[index(eip)];
             if *entry == start {
                 *entry = self.miss;
             }
@@ -164,7 +164,7 @@ impl Tables {
 
 impl BranchTable {
     fn fill(&mut self, eip: u32, start: u64) {
-        let place = (eip as u64 & INDEX_MASK) as usize;
+        let place = index(eip);
         self.entries[place] = start;
         if self.filled.len() < MANY {
             self.filled.push(place as u16);

@@ -1,5 +1,12 @@
 //! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
 
+mod churn;
+mod demand;
+mod isolation;
+mod joints;
+mod mixed;
+mod segments;
+mod stack;
 mod targets;
 
 use std::sync::Arc;
@@ -10,32 +17,10 @@ use iced_x86::code_asm::*;
 use super::cache::SEGMENTS;
 use super::context::INDEX_ENTRIES;
 use super::{CACHE_SIZE, Translator};
-use crate::cpu::{Bus, CpuState, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
+use crate::cpu::{CpuState, EmptyBus, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
 use crate::engine::interp::Interpreter;
 use crate::engine::{Engine, Exit};
 use crate::mmu::GuestRam;
-
-struct NullBus;
-
-impl Bus for NullBus {
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        0x1234_5678_9abc_def0
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn acknowledge(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
-        false
-    }
-}
 
 pub(super) const CODE: u32 = 0x10_0000;
 pub(super) const DATA: u32 = 0x20_0000;
@@ -46,7 +31,7 @@ const RAM: u64 = 16 << 20;
 pub(super) fn machine(program: &[u8]) -> Vcpu {
     let ram = Arc::new(GuestRam::new(RAM).unwrap());
     assert!(ram.write(CODE as u64, program));
-    let mut v = Vcpu::new(0, ram, Arc::new(NullBus), Arc::new(Lines::default()));
+    let mut v = Vcpu::new(0, ram, Arc::new(EmptyBus), Arc::new(Lines::default()));
     let flat = |selector, kind| Segment {
         base: 0,
         limit: u32::MAX,
@@ -78,7 +63,13 @@ fn agree_within(size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, T
     agree_in(0, size, build)
 }
 
+/// As [`agree_at`] and [`agree_within`]; with blocks that check their own source, too.
 fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
+    agree_when(true, cpl, size, &build);
+    agree_when(false, cpl, size, &build)
+}
+
+fn agree_when(mixed: bool, cpl: u8, size: usize, build: &impl Fn(&mut CodeAssembler)) -> (CpuState, Translator) {
     let mut a = CodeAssembler::new(32).unwrap();
     build(&mut a);
     a.hlt().unwrap();
@@ -92,6 +83,9 @@ fn agree_in(cpl: u8, size: usize, build: impl Fn(&mut CodeAssembler)) -> (CpuSta
     let mut interp = Interpreter::new();
     assert_eq!(interp.run(&mut left), end);
     let mut translator = Translator::with_cache(&right.mmu.ram, size).unwrap();
+    if mixed {
+        translator.registry.mix_all();
+    }
     assert_eq!(translator.run(&mut right), end);
     translator.check_all();
     for (i, (l, r)) in left.state.xsave.0.iter().zip(&right.state.xsave.0).enumerate() {
@@ -138,13 +132,15 @@ fn code_is_translated_once() {
 #[test]
 fn the_shared_table_keeps_what_the_other_has_no_place_for() {
     let first = CODE + 5;
-    let second = first + INDEX_ENTRIES as u32;
+    // Of the index's bits, the lowest is bit 1 of EIP.
+    let apart = 2 * INDEX_ENTRIES;
+    let second = first + apart as u32;
     let (state, translator) = agree_within(CACHE_SIZE, |a| {
         let (mut start, mut head) = (a.create_label(), a.create_label());
         a.jmp(start).unwrap();
         a.inc(eax).unwrap();
         a.ret().unwrap();
-        a.db(&vec![0xcc; INDEX_ENTRIES - 2]).unwrap();
+        a.db(&vec![0xcc; apart - 2]).unwrap();
         a.inc(ebx).unwrap();
         a.ret().unwrap();
         a.set_label(&mut start).unwrap();
@@ -195,7 +191,7 @@ fn old_translations_make_room() {
     });
     assert_eq!(state.gpr[reg::EAX], 4 * FUNCTIONS);
     assert!(translator.stats.evictions >= 8, "only {} segments evicted", translator.stats.evictions);
-    let counted: std::collections::HashSet<_> = translator.registry.frames().into_iter().collect();
+    let counted: std::collections::HashSet<_> = translator.registry.watched().into_iter().collect();
     for frame in (0..RAM).step_by(0x1000) {
         let watched = translator.shadow.ram().is_code(frame);
         assert_eq!(watched, counted.contains(&frame), "frame {frame:#x}");

@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::context::{Context, INDEX_MASK, SITE_ABANDONED, SITE_INDIRECT};
+use super::context::{Context, SITE_ABANDONED, SITE_INDIRECT};
 use super::gate::Gate;
 use super::tables::{SHARED_MASK, SHARED_ROTATE, behind};
 
@@ -127,9 +127,10 @@ fn enter(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedError> {
     a.jne(l.abandon)?;
     a.mov(rax, qword_ptr(context!(window)))?;
     a.wrgsbase(rax)?;
-    a.mov(r12d, INDEX_MASK as u32)?;
+    a.mov(r12, rax)?;
     a.mov(r13, qword_ptr(context!(tripwire)))?;
     a.mov(r14d, dword_ptr(r15 + GPR + 16))?;
+    a.lea(r14, ptr(r12 + r14))?;
     a.push(qword_ptr(context!(flags)))?;
     a.popfq()?;
     for (r, i) in SAVED {
@@ -220,7 +221,7 @@ fn branch(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedError> {
     // Back to the sentinel, without touching a flag.
     a.lea(rsp, ptr(rsp - 8))?;
     a.set_label(&mut l.branch)?;
-    a.pext(r9d, r8d, r12d)?;
+    a.pext(r9d, r8d, r13d)?;
     a.mov(r10, qword_ptr(context!(branches)))?;
     a.jmp(qword_ptr(r10 + r9 * 8))
 }

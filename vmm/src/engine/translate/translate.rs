@@ -4,12 +4,15 @@
 //! ESP are as before it, so that a fault can be taken or the instruction started again. And no code of our own changes
 //! a flag, but on the way to overwriting them all (POPF).
 //!
-//! ESP updates are folded: pushes and pops address r14d plus a delta known here, and r14d is brought up to date only
-//! where a branch leaves or an instruction names ESP.
+//! ESP updates are folded: pushes and pops address r14 plus a delta known here, and r14 is brought up to date only where a
+//! branch leaves or an instruction names ESP. r14 is a host address, so that the stack is reached without a prefix; an
+//! instruction that writes ESP writes its low half, which is then made an address again.
 
 mod branch;
+mod copy;
 mod operand;
 mod sensitive;
+mod source;
 mod string;
 
 use std::mem::offset_of;
@@ -17,13 +20,14 @@ use std::mem::offset_of;
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use self::branch::Pending;
+use self::copy::Parts;
 use self::operand::{Place, base_offset, number, rename, segment_index, selector_offset, set_memory};
 use super::Places;
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
-use super::context::{Context, host};
+use super::context::{Context, NEAR, host};
 use super::decode::Trace;
-use super::emit::{Emitter, Transfer};
+use super::emit::Emitter;
 use super::mode::{Mode, SegmentClass};
 use super::trampoline::Trampolines;
 
@@ -37,10 +41,14 @@ pub struct Environment<'a> {
     pub dynamic: &'a Places,
     /// Guest addresses of instructions that are better interpreted: they reach devices.
     pub interpreted: &'a Places,
+    /// Guest addresses of instructions that are interpreted because they keep faulting.
+    pub faulting: &'a Places,
     /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
     pub varied: &'a Places,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
+    /// The source bytes, if the block is to compare them with guest memory whenever it is entered.
+    pub checked: Option<&'a [u8]>,
     /// Index of the first exit site.
     pub first_site: u32,
 }
@@ -58,13 +66,27 @@ pub struct Translation {
     pub exits: Vec<Leave>,
     /// Offsets in the page that the source bytes lie between.
     pub source: (u16, u16),
+    /// What each instruction of the trace is.
+    classes: Vec<Class>,
+}
+
+impl Environment<'_> {
+    fn class(&self, insn: &Instruction) -> Class {
+        let among = |places: &Places| !places.is_empty() && places.contains(&insn.ip32());
+        match among(self.interpreted) || self.mode.user() && among(self.faulting) {
+            true => Class::Interpret,
+            false => classify(insn, self.mode),
+        }
+    }
 }
 
 struct Translator<'a> {
     e: &'a mut Emitter,
     env: &'a Environment<'a>,
-    /// Guest ESP minus r14d.
+    /// Guest ESP minus r14.
     delta: i32,
+    /// r14 was used for an access, or made from ESP, since it was last moved: see [`NEAR`].
+    anchored: bool,
     origins: Vec<Origin>,
     exits: Vec<Leave>,
     pending: Vec<Pending>,
@@ -80,12 +102,16 @@ struct Translator<'a> {
 /// Translates `trace` into `e` and `out`, whose lists are used again.
 pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mut Translation) {
     let (mut origins, mut exits) = (std::mem::take(&mut out.origins), std::mem::take(&mut out.exits));
+    let mut classes = std::mem::take(&mut out.classes);
     origins.clear();
     exits.clear();
+    classes.clear();
+    classes.extend(trace.instructions.iter().map(|insn| env.class(insn)));
     let mut t = Translator {
         e,
         env,
         delta: 0,
+        anchored: false,
         origins,
         exits,
         pending: Vec::new(),
@@ -96,36 +122,40 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
     };
     t.expect(trace.eip, env.trampolines.miss);
     let main = t.e.position() as u32;
-    let fp = t.floating_point_check(trace);
-    let mut ended = false;
-    for (i, insn) in trace.instructions.iter().enumerate() {
-        ended = t.instruction(insn, &trace.instructions[i + 1..]);
+    let unchecked = env.checked.is_some_and(|bytes| t.check_source(bytes).is_none());
+    // A source that cannot be compared is the interpreter's.
+    let instructions = if unchecked { &[] } else { &trace.instructions[..] };
+    let fp = t.floating_point_check(&classes[..instructions.len()]);
+    let (mut ended, mut bytes) = (false, &trace.bytes[..]);
+    for (i, (insn, class)) in instructions.iter().zip(&classes).enumerate() {
+        let (source, rest) = bytes.split_at(insn.len());
+        bytes = rest;
+        ended = t.instruction(insn, *class, source, &instructions[i + 1..]);
         if ended {
             break;
         }
     }
     if !ended {
-        match trace.instructions.is_empty() {
+        match instructions.is_empty() {
             true => t.leave_to_interpret(trace.eip, Mnemonic::INVALID),
             // An instruction that cannot be decoded in this page runs over into the next one: its translation holds only
             // while that page is what it is, which the table of the address space vouches for.
             false if !env.fixed && trace.ends_short() => {
                 t.commit();
-                t.e.by_table(Transfer::Jump, trace.next);
+                t.e.by_table(trace.next);
             }
             false => t.leave_direct(trace.next),
         }
     }
     t.stubs();
-    *out = Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source() };
+    *out = Translation { main, fp, origins: t.origins, exits: t.exits, source: trace.source(), classes };
 }
 
 impl Translator<'_> {
-    /// Loads guest x87/SSE/AVX state if the trace needs it and it is not in host registers.
-    fn floating_point_check(&mut self, trace: &Trace) -> bool {
-        let needs = trace.instructions.iter().any(|i| classify(i, self.env.mode) == Class::FloatingPoint);
-        self.mark(trace.eip, Point::Start);
-        if !needs {
+    /// Loads guest x87/SSE/AVX state if an instruction needs it and it is not in host registers.
+    fn floating_point_check(&mut self, classes: &[Class]) -> bool {
+        self.mark(self.eip, Point::Start);
+        if !classes.contains(&Class::FloatingPoint) {
             return false;
         }
         self.e.mov64(8, 1);
@@ -148,16 +178,17 @@ impl Translator<'_> {
         }
     }
 
-    /// Translates one instruction; true if it ends the block. `follows` is the rest of the trace.
-    fn instruction(&mut self, insn: &Instruction, follows: &[Instruction]) -> bool {
+    /// Translates one instruction, whose bytes are `source`; true if it ends the block. `follows` is the rest of the trace.
+    fn instruction(&mut self, insn: &Instruction, class: Class, source: &[u8], follows: &[Instruction]) -> bool {
         self.eip = insn.ip32();
         self.next = insn.next_ip32();
         let shadow = std::mem::take(&mut self.shadow);
         self.mark(self.eip, if shadow { Point::Shadowed } else { Point::Start });
-        let class = self.class(insn);
         let (start, delta, exits, pending) = (self.e.position(), self.delta, self.exits.len(), self.pending.len());
+        let anchored = self.anchored;
         let done = match class {
-            Class::Plain | Class::FloatingPoint => self.plain(insn).map(|_| false),
+            Class::Plain => self.plain(insn, source, false).map(|_| false),
+            Class::FloatingPoint => self.plain(insn, source, true).and_then(|_| self.note_base(insn)).map(|_| false),
             Class::Push => self.push(insn).map(|_| false),
             Class::Pop => self.pop(insn).map(|_| false),
             Class::Leave => self.leave().map(|_| false),
@@ -193,7 +224,7 @@ impl Translator<'_> {
         done.unwrap_or_else(|| {
             // Undo what was emitted, and leave the instruction to the interpreter.
             self.e.code.truncate(start);
-            self.delta = delta;
+            (self.delta, self.anchored) = (delta, anchored);
             self.exits.truncate(exits);
             self.pending.truncate(pending);
             self.origins.retain(|o| o.offset as usize <= start);
@@ -202,29 +233,56 @@ impl Translator<'_> {
         })
     }
 
-    fn class(&self, insn: &Instruction) -> Class {
-        match !self.env.interpreted.is_empty() && self.env.interpreted.contains(&insn.ip32()) {
-            true => Class::Interpret,
-            false => classify(insn, self.env.mode),
-        }
-    }
-
-    /// Brings r14d up to date.
+    /// Brings r14 up to date.
     fn commit(&mut self) {
-        self.e.lea32(host::ESP, host::ESP, self.delta);
         if self.delta != 0 {
-            self.delta = 0;
+            self.bring_esp(self.delta);
             self.mark(self.eip, Point::Inside);
         }
     }
 
+    /// Moves r14 on by `by`, to where it is up to date.
+    fn bring_esp(&mut self, by: i32) {
+        self.delta = 0;
+        if self.anchored && (-NEAR..=NEAR).contains(&by) {
+            if by != 0 {
+                self.e.move_esp(by);
+                self.anchored = false;
+            }
+        } else if by != 0 {
+            self.e.move_esp_anew(by);
+            self.anchored = true;
+        }
+    }
+
+    /// The instruction is about to write ESP: r14 is to hold nothing else, unless what comes writes all of it anyway.
+    fn before_writing_esp(&mut self, insn: &Instruction) {
+        use Mnemonic::*;
+        let whole = matches!(insn.mnemonic(), Mov | Lea | Add | Sub | And) && insn.op0_register() == Register::ESP;
+        if !whole {
+            self.e.mov32(host::ESP, host::ESP);
+        }
+    }
+
+    /// ESP was written to r14d: it is made an address again.
+    fn after_writing_esp(&mut self) {
+        self.e.make_esp(host::ESP, 0);
+        self.anchored = true;
+    }
+
     /// An instruction that differs only in its registers and memory operand.
-    fn plain(&mut self, insn: &Instruction) -> Option<()> {
+    fn plain(&mut self, insn: &Instruction, source: &[u8], simd: bool) -> Option<()> {
         if self.fold_esp(insn) {
             return Some(());
         }
+        let writes_esp = names_esp(insn) && writes_esp(insn);
         if names_esp(insn) {
             self.commit();
+        } else if let Some(parts) = Parts::of(source, simd, &mut Default::default()) {
+            return self.copy(insn, &parts);
+        }
+        if writes_esp {
+            self.before_writing_esp(insn);
         }
         let mut out = *insn;
         recode(&mut out);
@@ -244,7 +302,10 @@ impl Translator<'_> {
             }
         }
         self.e.instruction(&out).then_some(())?;
-        self.note_base(insn)
+        if writes_esp {
+            self.after_writing_esp();
+        }
+        Some(())
     }
 
     /// Keeps the segment base that an x87 memory operand was reached with, for the instruction pointer's saved companion:
@@ -274,7 +335,10 @@ impl Translator<'_> {
                     && insn.memory_base() == Register::ESP
                     && insn.memory_index() == Register::None =>
             {
+                // Nothing says that memory is there: r14 must not be moved by it alone.
                 self.delta = self.delta.wrapping_add(insn.memory_displacement32() as i32);
+                self.e.move_esp_anew(self.delta);
+                (self.delta, self.anchored) = (0, true);
                 true
             }
             Code::Mov_r32_rm32 | Code::Mov_rm32_r32
@@ -297,26 +361,26 @@ impl Translator<'_> {
                 self.e.load_context(false, 11, offset);
                 let place = self.stack(-4)?;
                 // The upper half of the slot stays as it was, as on processors since the P6 (SDM vol. 2, PUSH).
-                self.store(place, Register::R11W)?;
+                self.store(place, Register::R11W);
             }
             OpKind::Register if insn.op0_register() == Register::ESP => {
                 self.e.lea32_or_mov(11, host::ESP, self.delta);
                 let place = self.stack(-4)?;
-                self.store(place, Register::R11D)?;
+                self.store(place, Register::R11D);
             }
             OpKind::Register => {
                 let place = self.stack(-4)?;
-                self.store(place, insn.op0_register())?;
+                self.store(place, insn.op0_register());
             }
             OpKind::Memory => {
                 let from = self.place(insn)?;
-                self.load(Register::R11D, from)?;
+                self.load(Register::R11D, from);
                 let place = self.stack(-4)?;
-                self.store(place, Register::R11D)?;
+                self.store(place, Register::R11D);
             }
             _ => {
                 let place = self.stack(-4)?;
-                self.store_immediate(place, insn.immediate(0) as u32)?;
+                self.store_immediate(place, insn.immediate(0) as u32);
             }
         }
         self.delta = self.delta.wrapping_sub(4);
@@ -326,27 +390,36 @@ impl Translator<'_> {
     fn pop(&mut self, insn: &Instruction) -> Option<()> {
         if insn.op0_kind() == OpKind::Register {
             let place = self.stack(0)?;
-            self.load(insn.op0_register(), place)?;
+            self.load(insn.op0_register(), place);
             self.delta = self.delta.wrapping_add(4);
             return Some(());
         }
         let from = self.stack(0)?;
-        self.load(Register::R11D, from)?;
+        self.load(Register::R11D, from);
         // The address is computed with the incremented ESP (SDM vol. 2, POP).
         self.delta = self.delta.wrapping_add(4);
         let to = self.place(insn)?;
-        self.store(to, Register::R11D)
+        self.store(to, Register::R11D);
+        Some(())
     }
 
     fn leave(&mut self) -> Option<()> {
         let place = Place::Window { base: Register::EBP, index: Register::None, scale: 1, displacement: 0 };
         let place = self.finish_place(place)?;
-        self.load(Register::R11D, place)?;
-        self.e.lea32(host::ESP, 5, 4);
+        self.load(Register::R11D, place);
+        self.e.make_esp(5, 4);
         self.e.mov32(5, 11);
-        self.delta = 0;
+        (self.delta, self.anchored) = (0, true);
         Some(())
     }
+}
+
+/// True if an instruction that names ESP or SP may write it.
+fn writes_esp(insn: &Instruction) -> bool {
+    let named = |i| insn.op_kind(i) == OpKind::Register && matches!(insn.op_register(i), Register::ESP | Register::SP);
+    let second = matches!(insn.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd);
+    let reads = matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt);
+    !reads && (named(0) || (second && named(1)) || insn.mnemonic() == Mnemonic::Mulx && named(1))
 }
 
 /// True if ESP or SP is an operand of its own, rather than the base of an address.

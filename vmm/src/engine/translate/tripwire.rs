@@ -14,15 +14,20 @@
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
+use super::context::INDEX_MASK;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 const PAGE: usize = 4096;
 /// A readable page, and what differences other than zero can reach.
 const SIZE: usize = PAGE + (1 << 32) + PAGE;
+/// Where in 4 GiB the tripwire lies: emitted code uses the low half of its address as a mask.
+const LOW_HALF: u64 = INDEX_MASK;
 
 /// The tripwire of one processor.
 pub struct Tripwire {
     base: NonNull<u8>,
+    /// Offset of the readable page.
+    page: usize,
 }
 
 // SAFETY: the mapping belongs to this value alone, and nothing writes to it.
@@ -31,27 +36,30 @@ unsafe impl Send for Tripwire {}
 impl Tripwire {
     /// Maps it.
     pub fn new() -> Result<Self, nix::Error> {
-        let length = NonZeroUsize::new(SIZE).ok_or(nix::Error::EINVAL)?;
+        // 4 GiB more, to choose the low half of the address.
+        let length = NonZeroUsize::new(SIZE + (1 << 32)).ok_or(nix::Error::EINVAL)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE;
-        // SAFETY: a fresh mapping at an address the kernel chooses; its first page is inside it.
+        // SAFETY: a fresh mapping at an address the kernel chooses; the page is inside it, and so is all that follows.
         unsafe {
-            let base = mmap_anonymous(None, length, ProtFlags::PROT_NONE, flags)?;
-            let wire = Self { base: base.cast() };
-            mprotect(base, PAGE, ProtFlags::PROT_READ)?;
+            let base = mmap_anonymous(None, length, ProtFlags::PROT_NONE, flags)?.cast::<u8>();
+            let page = (LOW_HALF & !(PAGE as u64 - 1)).wrapping_sub(base.as_ptr() as u64) as u32 as usize;
+            let wire = Self { base, page };
+            mprotect(base.add(page).cast(), PAGE, ProtFlags::PROT_READ)?;
             Ok(wire)
         }
     }
 
-    /// Address of the last two readable bytes. Its low five bits are 30, which the shift for quarters relies on.
+    /// Address of the last two readable bytes. Its low half is [`INDEX_MASK`], and so its low five bits are 30, which the
+    /// shift for quarters relies on.
     pub fn address(&self) -> u64 {
-        self.base.as_ptr() as u64 + (PAGE - 2) as u64
+        (self.base.as_ptr() as usize + self.page + PAGE - 2) as u64
     }
 }
 
 impl Drop for Tripwire {
     fn drop(&mut self) {
         // SAFETY: ours, and no emitted code runs once its engine is gone.
-        let _ = unsafe { munmap(self.base.cast(), SIZE) };
+        let _ = unsafe { munmap(self.base.cast(), SIZE + (1 << 32)) };
     }
 }
 

@@ -114,6 +114,12 @@ impl Shadow {
         ok
     }
 
+    /// The frame that the page of `linear` is executed from in window `index`, if that is noted.
+    pub fn executed(&self, index: usize, linear: u32) -> Option<u32> {
+        let page = self.page(index, linear >> FRAME_SHIFT);
+        page.executed().then(|| page.frame())
+    }
+
     pub(super) fn page(&self, index: usize, page: u32) -> Page {
         self.spaces[index].as_ref().map_or(Page::default(), |s| s.window.page(page))
     }

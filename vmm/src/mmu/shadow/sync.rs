@@ -7,6 +7,11 @@ use super::space::Runs;
 use super::{Rights, Shadow};
 use crate::cpu::CpuState;
 
+/// Local pages of the kernel window beyond which looking at them costs more than having more windows.
+const MANY_LOCAL: usize = 1024;
+/// Pages that can be looked at in the time that mapping one takes.
+const CHECKS_A_PAGE: u64 = 32;
+
 impl Shadow {
     /// The guest wrote CR3: every window is doubtful until it is next asked for.
     pub fn flush_local(&mut self) {
@@ -21,7 +26,14 @@ impl Shadow {
             let mut local = std::mem::take(&mut s.local);
             local.sort_unstable();
             local.dedup();
+            let (before, was_local) = (self.stats.pages_unmapped, self.kernel_is_local());
             self.check_pages(state, index, &local);
+            self.local_cost += self.stats.pages_unmapped - before;
+            if local.len() > MANY_LOCAL {
+                self.local_cost += local.len() as u64 / CHECKS_A_PAGE;
+            }
+            // This window is brought up to date no more: nothing that was remembered may lead into it.
+            self.version += (self.kernel_is_local() != was_local) as u64;
             return;
         }
         let mut doubtful = Vec::new();

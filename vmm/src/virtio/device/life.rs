@@ -17,7 +17,10 @@ impl Inner {
     pub(super) fn event(&mut self, event: Event) {
         let current = self.serial;
         match event {
-            Event::Offered { serial, offer, kicks } if serial == current => self.offered_again(offer, kicks),
+            // A process that hangs up right after it shook hands may be lost before what it offered comes.
+            Event::Offered { serial, offer, kicks } if serial == current && !self.over => {
+                self.offered_again(offer, kicks);
+            }
             Event::Started { serial } if serial == current && self.link == Link::Starting => self.started(),
             Event::Stopped { serial } if serial == current && self.link == Link::Stopping => {
                 self.shadows.iter_mut().for_each(Shadow::detach_device);
@@ -81,7 +84,9 @@ impl Inner {
             shadow.attach_device(features & F_EVENT_IDX != 0, &mut bounce, dma, &*self.kind);
         }
         self.link = Link::Starting;
-        self.front_end.send(Command::Start { serial: peer.serial, features });
+        // A replacement may have more queues than the first process had, whose number the region is laid out for.
+        let queues = self.shadows.len() as u16;
+        self.front_end.send(Command::Start { serial: peer.serial, queues, features });
     }
 
     fn started(&mut self) {
@@ -101,7 +106,8 @@ impl Inner {
         let Some(peer) = &mut self.peer else { return };
         let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
         for shadow in &mut self.shadows {
-            if let Err(error) = shadow.harvest(&mut bounce, dma, &*self.kind) {
+            // Of an earlier life: nothing that the guest wants an interrupt for.
+            if let (_, Err(error)) = shadow.harvest(&mut bounce, dma, &*self.kind) {
                 return self.drop_peer(error.to_string());
             }
         }

@@ -3,11 +3,14 @@
 //! It never waits for the device. A call is passed on by asking the processor for attention; the call eventfds are
 //! watched edge-triggered and never read, since a read can be made to block by who shares the descriptor. When the
 //! watchdog runs out, the connection's sockets are shut down, which wakes whoever is blocked on them with an error.
+//!
+//! What is heard carries the number of the connection that it was heard from: by the time it is looked at, another may be
+//! there, which has nothing to do with it.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -17,11 +20,12 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::storm::Storm;
 use super::{Command, Event, Port};
 
-/// What a descriptor in the epoll set is: one of these, or a call.
+/// What a descriptor in the epoll set is, in the lowest bits of its data; above them is its connection's number.
 const WAKE: u64 = 0;
 const SOCKET: u64 = 1;
 const REQUESTS: u64 = 2;
 const CALL: u64 = 3;
+const KIND_BITS: u32 = 2;
 
 /// What the device is being waited for.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +41,17 @@ pub struct Bell {
     epoll: Epoll,
     /// Ours alone: wakes the thread to look at deadline and end.
     wake: EventFd,
-    deadlines: Mutex<[Option<Instant>; 2]>,
-    guarded: Mutex<Option<Guarded>>,
+    state: Mutex<State>,
     /// Completions so far, counted by the device.
     pub progress: AtomicU64,
-    ended: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    deadlines: [Option<Instant>; 2],
+    guarded: Option<Guarded>,
+    /// Nobody is guarded any more.
+    ended: bool,
 }
 
 /// The connection that is being listened to.
@@ -51,86 +61,98 @@ struct Guarded {
     calls: Vec<OwnedFd>,
 }
 
+impl State {
+    /// Ends the connection: shuts its sockets down and listens to it no more. Its number.
+    fn release(&mut self, epoll: &Epoll) -> Option<u64> {
+        // Also where the connection is over already: a deadline set since, by a reset that did not know of that yet, would
+        // be held against the next one.
+        self.deadlines = [None; 2];
+        let guarded = self.guarded.take()?;
+        for fd in guarded.sockets.iter().chain(&guarded.calls) {
+            // Closing does not leave the epoll set while the device holds the same file.
+            let _ = epoll.delete(fd);
+        }
+        for socket in &guarded.sockets {
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+        }
+        Some(guarded.serial)
+    }
+
+    fn earliest(&self) -> Option<Instant> {
+        self.deadlines.iter().flatten().min().copied()
+    }
+}
+
 impl Bell {
     /// Listens to nobody yet.
     pub fn new() -> nix::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE))?;
-        Ok(Self {
-            epoll,
-            wake,
-            deadlines: Mutex::new([None; 2]),
-            guarded: Mutex::new(None),
-            progress: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-        })
+        Ok(Self { epoll, wake, state: Mutex::default(), progress: AtomicU64::new(0) })
     }
 
-    /// From now on `socket` must not hang up. Descriptors are duplicated: numbers cannot be reused under us.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of `fd` that is watched: numbers cannot be reused under us.
+    fn watch(&self, fd: BorrowedFd<'_>, flags: EpollFlags, serial: u64, kind: u64) -> std::io::Result<OwnedFd> {
+        let copy = fd.try_clone_to_owned()?;
+        self.epoll.add(&copy, EpollEvent::new(flags | EpollFlags::EPOLLET, serial << KIND_BITS | kind))?;
+        Ok(copy)
+    }
+
+    /// From now on `socket` must not hang up. An error after [`Self::end`], since nobody would notice.
     pub fn guard(&self, serial: u64, socket: BorrowedFd<'_>) -> std::io::Result<()> {
-        let socket = socket.try_clone_to_owned()?;
-        let hang_up = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLET;
-        self.release();
-        self.epoll.add(&socket, EpollEvent::new(hang_up, SOCKET))?;
-        *lock(&self.guarded) = Some(Guarded { serial, sockets: vec![socket], calls: Vec::new() });
+        let mut state = self.state();
+        state.release(&self.epoll);
+        if state.ended {
+            return Err(std::io::ErrorKind::Interrupted.into());
+        }
+        let socket = self.watch(socket, EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP, serial, SOCKET)?;
+        state.guarded = Some(Guarded { serial, sockets: vec![socket], calls: Vec::new() });
         Ok(())
     }
 
-    /// Listens to `calls` and the device's own requests, too.
+    /// Listens to `calls` and the device's own requests, too. An error if the connection is over already.
     pub fn listen<'a>(
         &self,
         calls: impl Iterator<Item = BorrowedFd<'a>>,
         requests: Option<BorrowedFd<'a>>,
     ) -> std::io::Result<()> {
-        let mut guarded = lock(&self.guarded);
-        let Some(guarded) = guarded.as_mut() else { return Ok(()) };
-        for (index, call) in (0..).zip(calls) {
-            let call = call.try_clone_to_owned()?;
-            self.epoll.add(&call, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, CALL + index))?;
-            guarded.calls.push(call);
+        let mut state = self.state();
+        let guarded = state.guarded.as_mut().ok_or(std::io::ErrorKind::NotConnected)?;
+        for call in calls {
+            guarded.calls.push(self.watch(call, EpollFlags::EPOLLIN, guarded.serial, CALL)?);
         }
         if let Some(requests) = requests {
-            let requests = requests.try_clone_to_owned()?;
-            self.epoll.add(&requests, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, REQUESTS))?;
-            guarded.sockets.push(requests);
+            guarded.sockets.push(self.watch(requests, EpollFlags::EPOLLIN, guarded.serial, REQUESTS)?);
         }
         Ok(())
     }
 
-    /// Ends the connection: shuts its sockets down and listens to it no more.
+    /// Ends the connection.
     pub fn release(&self) {
-        // Also where the connection is over already: a deadline set since, by a reset that did not know of that yet, would
-        // be held against the next one.
-        *lock(&self.deadlines) = [None; 2];
-        let Some(guarded) = lock(&self.guarded).take() else { return };
-        for fd in guarded.sockets.iter().chain(&guarded.calls) {
-            // Closing does not leave the epoll set while the device holds the same file.
-            let _ = self.epoll.delete(fd);
-        }
-        for socket in &guarded.sockets {
-            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
-        }
+        self.state().release(&self.epoll);
     }
 
     /// Gives the device `time` for something.
     pub fn arm(&self, watch: Watch, time: Duration) {
-        lock(&self.deadlines)[watch as usize] = Some(Instant::now() + time);
+        self.state().deadlines[watch as usize] = Some(Instant::now() + time);
         let _ = self.wake.write(1);
     }
 
     /// It did it.
     pub fn disarm(&self, watch: Watch) {
-        lock(&self.deadlines)[watch as usize] = None;
+        self.state().deadlines[watch as usize] = None;
     }
 
-    fn earliest(&self) -> Option<Instant> {
-        lock(&self.deadlines).iter().flatten().min().copied()
-    }
-
-    /// Ends the thread.
+    /// Ends the connection and the thread. There will be no other.
     pub fn end(&self) {
-        self.ended.store(true, Ordering::Release);
+        let mut state = self.state();
+        state.release(&self.epoll);
+        state.ended = true;
         let _ = self.wake.write(1);
     }
 
@@ -138,21 +160,20 @@ impl Bell {
     pub fn run(&self, port: &Port, control: &Sender<Command>) {
         let mut storm = Storm::default();
         let mut events = [EpollEvent::empty(); 16];
-        while !self.ended.load(Ordering::Acquire) {
+        while let Some(timeout) = self.timeout() {
             // An error is EINTR: the loop looks again.
-            let count = self.epoll.wait(&mut events, self.timeout()).unwrap_or(0);
+            let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
             let mut called = false;
             for event in &events[..count] {
-                match event.data() {
+                let (serial, kind) = (event.data() >> KIND_BITS, event.data() & ((1 << KIND_BITS) - 1));
+                match kind {
                     WAKE => drop(self.wake.read()),
-                    SOCKET => self.lost(port, "it hung up"),
+                    SOCKET => self.hung_up(serial, port),
                     REQUESTS => drop(control.send(Command::Listen)),
                     _ => called = true,
                 }
             }
-            if self.earliest().is_some_and(|at| at <= Instant::now()) {
-                self.lost(port, "it did not answer in time");
-            }
+            self.look_at_clock(port);
             if called {
                 port.ring();
                 if let Some(pause) = storm.call(self.progress.load(Ordering::Relaxed)) {
@@ -162,22 +183,81 @@ impl Bell {
         }
     }
 
-    /// Time to the deadline, rounded up so that waking means that it is over.
-    fn timeout(&self) -> EpollTimeout {
-        let Some(at) = self.earliest() else { return EpollTimeout::NONE };
+    /// Time to the deadline, rounded up so that waking means that it is over. None at the end.
+    fn timeout(&self) -> Option<EpollTimeout> {
+        let state = self.state();
+        let Some(at) = state.earliest() else { return (!state.ended).then_some(EpollTimeout::NONE) };
         let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        EpollTimeout::try_from(left).unwrap_or(EpollTimeout::NONE)
+        (!state.ended).then(|| EpollTimeout::try_from(left).unwrap_or(EpollTimeout::NONE))
     }
 
-    fn lost(&self, port: &Port, reason: &str) {
-        let serial = lock(&self.guarded).as_ref().map(|guarded| guarded.serial);
-        self.release();
-        if let Some(serial) = serial {
-            port.post(Event::Lost { serial, reason: reason.into() });
+    /// Connection `serial` hung up. If another is there since, its end was noticed before.
+    fn hung_up(&self, serial: u64, port: &Port) {
+        let mut state = self.state();
+        if state.guarded.as_ref().is_some_and(|guarded| guarded.serial == serial) {
+            state.release(&self.epoll);
+            drop(state);
+            port.post(Event::Lost { serial, reason: "it hung up".into() });
+        }
+    }
+
+    fn look_at_clock(&self, port: &Port) {
+        let mut state = self.state();
+        if state.earliest().is_some_and(|at| at <= Instant::now())
+            && let Some(serial) = state.release(&self.epoll)
+        {
+            drop(state);
+            port.post(Event::Lost { serial, reason: "it did not answer in time".into() });
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A bell that guards connection `serial`, and the connection's two ends.
+    fn guarding(bell: &Bell, serial: u64) -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        bell.guard(serial, ours.as_fd()).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, theirs)
+    }
+
+    fn is_open(theirs: &mut UnixStream) -> bool {
+        theirs.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    /// What the thread heard of one connection may reach it after the next one has come.
+    #[test]
+    fn news_of_an_earlier_connection_does_not_end_the_next() {
+        let (bell, port) = (Bell::new().unwrap(), Port::new(Box::new(|| ())));
+        let (_ours, mut first) = guarding(&bell, 7);
+        bell.arm(Watch::Drain, Duration::ZERO);
+        let (_ours, mut second) = guarding(&bell, 8);
+        assert!(!is_open(&mut first) && is_open(&mut second));
+        bell.hung_up(7, &port);
+        bell.look_at_clock(&port);
+        assert!(is_open(&mut second) && port.take().is_none());
+        bell.hung_up(8, &port);
+        assert!(!is_open(&mut second));
+        assert!(matches!(port.take(), Some(Event::Lost { serial: 8, .. })));
+        bell.hung_up(8, &port);
+        assert!(port.take().is_none(), "once");
+        assert!(bell.listen(std::iter::empty(), None).is_err(), "there is nobody to listen to");
+    }
+
+    #[test]
+    fn nobody_is_guarded_after_the_end() {
+        let bell = Bell::new().unwrap();
+        let (ours, mut theirs) = guarding(&bell, 0);
+        bell.end();
+        assert!(!is_open(&mut theirs));
+        assert!(bell.guard(1, ours.as_fd()).is_err());
+        bell.run(&Port::new(Box::new(|| ())), &std::sync::mpsc::channel().0);
+    }
 }

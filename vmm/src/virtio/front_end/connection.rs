@@ -15,6 +15,9 @@ use crate::virtio::guest_ring::F_EVENT_IDX;
 use crate::virtio::pci::F_VERSION_1;
 use crate::virtio::region::{Control, RING, Region, RegionError};
 
+/// Where the region lies in the address space that messages speak of. Not where it is mapped: the back end only takes
+/// differences, and where our memory lies is not for it to know.
+const USER_ADDRESS: u64 = 1 << 32;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const QUEUE_LIMIT: u64 = 64;
@@ -137,14 +140,16 @@ impl Connection {
         Ok(config)
     }
 
-    /// Shares the bounce region and starts every queue. `features` are those that guest and vmm chose.
-    pub fn start(&mut self, features: u64) -> Result<(), ConnectionError> {
+    /// Shares the bounce region and starts the first `queues` queues: those that the region has room for, be there more
+    /// or not. `features` are those that guest and vmm chose.
+    pub fn start(&mut self, features: u64, queues: u16) -> Result<(), ConnectionError> {
+        self.queues = self.queues.min(queues);
         let f = &mut self.frontend;
         step("setting features", f.set_features(features | F_PROTOCOL_FEATURES))?;
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
             memory_size: self.region.size(),
-            userspace_addr: self.region.user_address(),
+            userspace_addr: USER_ADDRESS,
             mmap_offset: 0,
             mmap_handle: std::os::fd::AsRawFd::as_raw_fd(&self.region.fd()),
         };
@@ -152,7 +157,7 @@ impl Connection {
         for index in 0..usize::from(self.queues) {
             step("setting a queue's size", f.set_vring_num(index, RING))?;
             step("setting a queue's start", f.set_vring_base(index, 0))?;
-            step("setting a queue's place", f.set_vring_addr(index, &place(&self.region, index)))?;
+            step("setting a queue's place", f.set_vring_addr(index, &place(index)))?;
             step("setting a queue's call", f.set_vring_call(index, &self.calls[index]))?;
             step("setting a queue's kick", f.set_vring_kick(index, &self.kicks[index]))?;
             step("enabling a queue", f.set_vring_enable(index, true))?;
@@ -160,7 +165,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Stops every queue: when this returns the device has let go of them.
+    /// Stops the queues that were started: when this returns the device has let go of them.
     pub fn stop(&mut self) -> Result<(), ConnectionError> {
         for index in 0..usize::from(self.queues) {
             step("stopping a queue", self.frontend.get_vring_base(index))?;
@@ -196,9 +201,9 @@ fn bells(queues: u16) -> nix::Result<(Vec<EventFd>, Vec<EventFd>, Vec<Kick>)> {
     Ok((calls, kicks, ours))
 }
 
-/// Ring addresses are in the front end's address space, as the memory table's user addresses are.
-fn place(region: &Region, index: usize) -> VringConfigData {
-    let (control, base) = (Control::of(index), region.user_address());
+/// Ring addresses are in the address space that the memory table's user addresses are in.
+fn place(index: usize) -> VringConfigData {
+    let (control, base) = (Control::of(index), USER_ADDRESS);
     VringConfigData {
         queue_max_size: RING,
         queue_size: RING,

@@ -46,6 +46,8 @@ pub enum Command {
     Start {
         /// Number of the connection.
         serial: u64,
+        /// How many of its queues.
+        queues: u16,
         /// Features towards the device.
         features: u64,
     },
@@ -206,7 +208,6 @@ impl Drop for FrontEnd {
     fn drop(&mut self) {
         self.send(Command::End);
         self.bell.end();
-        self.bell.release();
         for thread in self.threads.drain(..) {
             // A panic there was shown when it happened.
             let _ = thread.join();
@@ -263,8 +264,8 @@ fn adopt(serial: u64, socket: OwnedFd, bell: &Bell, port: &Port, wanted: Wanted)
 fn obey(command: Command, current: u64, connection: &mut Connection, port: &Port) -> Done {
     let failed = |error: connection::ConnectionError| (current, cause_chain(&error));
     match command {
-        Command::Start { serial, features } if serial == current => {
-            connection.start(features).map_err(failed)?;
+        Command::Start { serial, queues, features } if serial == current => {
+            connection.start(features, queues).map_err(failed)?;
             port.post(Event::Started { serial });
         }
         Command::Stop { serial } if serial == current => {

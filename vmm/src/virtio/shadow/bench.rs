@@ -85,14 +85,25 @@ impl Bench {
         self.shadow.attach_device(self.features & F_EVENT_IDX != 0, &mut bounce, &mut dma, &Block);
     }
 
-    pub fn publish(&mut self) -> Result<bool, GuestError> {
+    /// Whether the device wants a kick, and what was wrong.
+    pub fn try_publish(&mut self) -> (bool, Result<(), GuestError>) {
         let mut bounce = Bounce { region: &self.region, pool: &mut self.pool };
         self.shadow.publish(&mut bounce, &mut Dma::new(&self.ram), &Block)
     }
 
-    pub fn harvest(&mut self) -> Result<Harvest, PeerError> {
+    pub fn publish(&mut self) -> Result<(), GuestError> {
+        self.try_publish().1
+    }
+
+    /// What came back, and what was wrong after that.
+    pub fn try_harvest(&mut self) -> (Harvest, Result<(), PeerError>) {
         let mut bounce = Bounce { region: &self.region, pool: &mut self.pool };
         self.shadow.harvest(&mut bounce, &mut Dma::new(&self.ram), &Block)
+    }
+
+    pub fn harvest(&mut self) -> Result<Harvest, PeerError> {
+        let (harvest, result) = self.try_harvest();
+        result.map(|()| harvest)
     }
 
     fn descriptor(&self, at: u64, (address, length): (u64, u32), flags: u16, next: u16) {
@@ -108,7 +119,8 @@ impl Bench {
         let (mut at, mut list) = (base, Vec::new());
         for writable in [false, true] {
             for _ in 0..self.rng.random_range(1..5) {
-                let length = self.rng.random_range(1..5000);
+                // Each is as long as a header, so that there is one.
+                let length = self.rng.random_range(16..5000);
                 list.push(((at, length), writable));
                 at += u64::from(length) + self.rng.random_range(0..64);
             }
@@ -129,6 +141,25 @@ impl Bench {
         self.offer(head);
         self.waiting.insert(head);
         Some(head)
+    }
+
+    /// The driver submits a chain under head 0, of one readable and one writable buffer or less.
+    pub fn chain_of(&mut self, readable: u32, writable: u32) {
+        let buffers = [((BUFFERS, readable), 0), ((BUFFERS + SPACE, writable), 2)];
+        let given: Vec<_> = buffers.into_iter().filter(|((_, length), _)| *length > 0).collect();
+        for (index, (buffer, flags)) in (0u16..).zip(&given) {
+            let more = usize::from(index) + 1 < given.len();
+            self.descriptor(DESCRIPTORS + 16 * u64::from(index), *buffer, flags | u16::from(more), index + 1);
+        }
+        self.offer(0);
+    }
+
+    /// Makes a request of descriptor `head`, long enough to be one; what follows it may be anything.
+    pub fn frame(&mut self, head: u16) {
+        let (last, length) = ((head + 1) % SIZE, self.rng.random_range(1..9000));
+        let (more, next) = (self.rng.random_range(0..2), self.rng.random_range(0..SIZE));
+        self.descriptor(DESCRIPTORS + 16 * u64::from(head), (BUFFERS, 64), 1, last);
+        self.descriptor(DESCRIPTORS + 16 * u64::from(last), (BUFFERS + SPACE, length), 2 | more, next);
     }
 
     /// Puts `head` into the available ring.

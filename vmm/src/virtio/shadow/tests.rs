@@ -36,7 +36,7 @@ fn requests_go_out_and_come_back_once_in_any_mixture() {
         for _ in 0..4000 {
             match b.rng.random_range(0..4) {
                 0 => drop(b.submit()),
-                1 => drop(b.publish().unwrap()),
+                1 => b.publish().unwrap(),
                 2 => drop(b.work()),
                 _ => {
                     b.harvest().unwrap();
@@ -175,6 +175,49 @@ fn a_completion_is_checked_against_the_record() {
     assert_eq!(b.harvest(), Err(PeerError::Count(1, 0)));
 }
 
+/// With an event index a driver asks for one interrupt and waits. A device that completes a request and then breaks the
+/// protocol must not make it wait for ever.
+#[test]
+fn a_completion_before_an_error_interrupts_all_the_same() {
+    for features in [F_INDIRECT_DESC, BOTH] {
+        let mut b = bench(8, features);
+        b.submit();
+        b.submit();
+        b.publish().unwrap();
+        assert!(b.work());
+        b.give(!3, 0);
+        let (harvest, result) = b.try_harvest();
+        assert_eq!((harvest, result), (Harvest { completed: 1, interrupt: true }, Err(PeerError::Id(!3))));
+        assert_eq!(check_completions(&mut b), 1);
+    }
+}
+
+#[test]
+fn a_request_that_cannot_be_answered_does_not_reach_the_device() {
+    for (readable, writable) in [(16, 0), (15, 1), (0, 512)] {
+        let mut b = bench(10, 0);
+        b.chain_of(readable, writable);
+        assert_eq!(b.publish(), Err(GuestError::Short(readable.into(), writable.into())));
+        assert!(b.take().is_none() && b.shadow.outstanding() == 0);
+    }
+    let mut b = bench(10, 0);
+    b.chain_of(16, 1);
+    b.publish().unwrap();
+    assert!(b.work());
+}
+
+/// The device sees a chain only once it is kicked: else it would be blamed for not giving it back after the reset.
+#[test]
+fn a_chain_before_a_guests_error_is_kicked_all_the_same() {
+    for features in [F_INDIRECT_DESC, BOTH] {
+        let mut b = bench(9, features);
+        b.submit();
+        b.offer(SIZE);
+        assert_eq!(b.try_publish(), (true, Err(GuestError::Index(SIZE, SIZE))));
+        assert!(b.work(), "it is there");
+    }
+}
+
 /// A device that writes garbage anywhere it can, between honest steps, for many lives: RAM outside the buffers that it
 /// may write never changes, and after it is replaced by an honest one every request completes once.
 #[test]
@@ -250,6 +293,9 @@ fn scribble(b: &mut Bench) {
 /// region (which the bench asserts), and the queue goes on after a reset. True if the guest was found out.
 fn survive(b: &mut Bench) -> bool {
     let head = b.rng.random_range(0..SIZE);
+    if b.rng.random() {
+        b.frame(head);
+    }
     b.offer(head);
     let error = b.publish().is_err();
     if error {

@@ -70,6 +70,9 @@ pub fn probe_image(vcpu: &mut Vcpu, linear: u32, first: u32, total: u32, access:
 
 /// Copies an operand of any size in, in the widest pieces. The first page that faults is the one reported.
 pub fn load(vcpu: &mut Vcpu, linear: u32, to: &mut [u8], who: Privilege) -> Flow<()> {
+    if vcpu.load_run(linear, to, who) {
+        return Ok(());
+    }
     let mut at = 0;
     while at < to.len() {
         let address = linear.wrapping_add(at as u32);
@@ -88,6 +91,9 @@ pub fn load(vcpu: &mut Vcpu, linear: u32, to: &mut [u8], who: Privilege) -> Flow
 
 /// Copies an operand out. The caller has probed the range for writing if a partial store must not happen.
 pub fn store(vcpu: &mut Vcpu, linear: u32, from: &[u8], who: Privilege) -> Flow<()> {
+    if vcpu.store_run(linear, from, who) {
+        return Ok(());
+    }
     let mut at = 0;
     while at < from.len() {
         let address = linear.wrapping_add(at as u32);

@@ -2,6 +2,9 @@
 //!
 //! * GS segment and 32-bit addressing: the window that GS base points at. The offset is cut to 32 bits, and the 4 GiB
 //!   after each window hold no mapping, so an access of any width that begins inside faults where it leaves.
+//! * `[r14 + displacement]`, r14 the host address of ESP. That is in the window or within twice [`NEAR`] of it: each time
+//!   it is moved without being made from ESP anew, an access near it went well before. With a displacement it stays in
+//!   the gaps of 4 GiB around the window.
 //! * `[window + linear]`, the window picked for that very linear address. A bit-string instruction adds a signed bit
 //!   offset of its own, 256 MiB either way at most: that too stays in the window and the gaps around it.
 //! * RSI and RDI of string instructions, made from a window and a linear address just before. They move element by
@@ -15,7 +18,7 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::state::{State, Value, number, scratch, writable};
 use crate::cpu::{Segment, eflags};
-use crate::engine::translate::context::{Context, host};
+use crate::engine::translate::context::{Context, NEAR, host};
 
 const OUTSIDE: &str = "memory operand is neither in a window nor an allowed field of the context";
 
@@ -26,7 +29,48 @@ pub fn window_operand(insn: &Instruction, state: &State) -> Result<(), &'static 
     }
     match addresses_32_bits(insn) {
         true => gs_operand(insn, state),
+        false if insn.memory_base() == Register::R14 => stack_operand(insn, state),
         false => picked_operand(insn, state),
+    }
+}
+
+/// `[r14 + displacement]`.
+fn stack_operand(insn: &Instruction, state: &State) -> Result<(), &'static str> {
+    let shape = insn.memory_index() == Register::None && insn.segment_prefix() == Register::None;
+    match shape && state.get(host::ESP) == Value::Stack {
+        true => Ok(()),
+        false => Err(OUTSIDE),
+    }
+}
+
+/// True for an access through r14 after which, if it went well, r14 is no further than [`NEAR`] from the window.
+pub fn anchors(insn: &Instruction) -> bool {
+    let moves = [Code::Mov_r32_rm32, Code::Mov_rm32_r32, Code::Mov_rm16_r16, Code::Mov_rm32_imm32];
+    moves.contains(&insn.code())
+        && (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
+        && insn.memory_base() == Register::R14
+        && is_near(insn.memory_displacement64())
+}
+
+fn is_near(displacement: u64) -> bool {
+    (-(NEAR as i64)..=NEAR as i64).contains(&(displacement as i64))
+}
+
+/// `lea r14, …`: on from where it is if that is anchored, or to the window plus something below 2^32. True if that
+/// leaves it anchored.
+pub fn lea_stack(insn: &Instruction, state: &State) -> Result<bool, &'static str> {
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    let plain = insn.segment_prefix() == Register::None && is_near(insn.memory_displacement64());
+    let moved =
+        base == Register::R14 && index == Register::None && state.get(host::ESP) == Value::Stack && state.anchored;
+    let made = base == Register::R12
+        && index.is_gpr64()
+        && insn.memory_index_scale() == 1
+        && writable(number(index))
+        && state.narrow(number(index));
+    match plain && (moved || made) {
+        true => Ok(made),
+        false => Err("r14 is moved away from the window"),
     }
 }
 
@@ -42,7 +86,7 @@ fn gs_operand(insn: &Instruction, state: &State) -> Result<(), &'static str> {
     if insn.memory_segment() != Register::GS {
         return Err(OUTSIDE);
     }
-    let guest = |r: Register| r == Register::None || (writable(number(r)) && state.narrow(number(r)));
+    let guest = |r: Register| r == Register::None || (writable(number(r)) && state.shows_guest(number(r)));
     match guest(insn.memory_base()) && guest(insn.memory_index()) {
         true => Ok(()),
         false => Err("an address is made from a register that may hold something of the host's"),

@@ -129,13 +129,18 @@ impl Step<'_> {
                 if narrow { Ok(()) } else { Err("flags are made from something that is not guest data") }
             }
             Code::Pushfq | Code::Push_r64 | Code::Pop_r64 | Code::Popfq => self.flags(),
+            Code::Lea_r64_m if insn.op0_register() == Register::R14 => {
+                self.state.anchored = memory::lea_stack(insn, &self.state)?;
+                self.state.set(host::ESP, Value::Stack);
+                Ok(())
+            }
             Code::Lea_r64_m => {
                 let value = memory::lea64(insn, &self.state, self.subject.start, self.subject.code.len())?;
                 self.state.set(number(insn.op0_register()), value);
                 Ok(())
             }
             Code::VEX_Shrx_r32_rm32_r32 if number(insn.op2_register()) == host::TRIPWIRE => self.quarter(),
-            Code::VEX_Pext_r32_r32_rm32 if insn.op2_register() == Register::R12D => self.index(),
+            Code::VEX_Pext_r32_r32_rm32 if insn.op2_register() == Register::R13D => self.index(),
             Code::Movzx_r32_rm16 if memory::in_tripwire(insn) => self.tripwire(),
             _ if insn.is_string_instruction() => self.string(),
             _ => self.data(),
@@ -213,7 +218,7 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// `pext reg32, r8d, r12d`.
+    /// `pext reg32, r8d, r13d`.
     fn index(&mut self) -> Rule<()> {
         let (to, eip) = (number(self.insn.op0_register()), number(self.insn.op1_register()));
         if !scratch(to) || eip != TARGET || !self.state.narrow(TARGET) {
@@ -269,7 +274,9 @@ impl Step<'_> {
             self.belongs()?;
             memory::window_operand(self.insn, &self.state)?;
         }
-        self.registers(reached)
+        self.registers(reached)?;
+        self.state.anchored |= memory::anchors(self.insn);
+        Ok(())
     }
 
     /// Registers that a data instruction reads hold guest data; those that it writes do afterwards.
@@ -283,7 +290,9 @@ impl Step<'_> {
             // Writes that leave some bits as they were count as reads.
             let whole = access == OpAccess::Write && (used.register().is_gpr64() || used.register().is_gpr32());
             let address = access == OpAccess::Read && picked(r) && self.addresses(r);
-            if !whole && !address && !self.state.narrow(r) {
+            let reads = matches!(access, OpAccess::Read | OpAccess::CondRead);
+            let low = (reads || self.works_on_esp()) && self.state.shows_guest(r);
+            if !whole && !address && !low && !self.state.narrow(r) {
                 return Err("a register that may hold something of the host's is used as guest data");
             }
         }
@@ -296,6 +305,12 @@ impl Step<'_> {
             }
         }
         Ok(())
+    }
+
+    /// True for arithmetic on r14d of which only the low half goes in, and zeros into the upper half in any case.
+    fn works_on_esp(&self) -> bool {
+        matches!(self.insn.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::And)
+            && self.insn.op0_register() == Register::R14D
     }
 
     /// True if register `r` is used for the memory operand's address alone.

@@ -2,6 +2,8 @@
 
 use iced_x86::Register;
 
+use crate::engine::translate::context::host;
+
 /// What a register holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -32,6 +34,8 @@ pub enum Value {
     HostFlags,
     /// EFLAGS.IF, and no other bit.
     Flag,
+    /// The host address of the guest's ESP, in the window that GS base points at or near it: see [`NEAR`](super::super::context::NEAR).
+    Stack,
 }
 
 /// What lies on the return stack above where it was.
@@ -45,8 +49,8 @@ pub enum Stacked {
     Write,
 }
 
-/// RAX, RCX, RDX, RBX, RBP, RSI, RDI and r14 (guest ESP), by hardware number.
-const GUEST: [u8; 8] = [0, 1, 2, 3, 5, 6, 7, 14];
+/// RAX, RCX, RDX, RBX, RBP, RSI and RDI, by hardware number.
+const GUEST: [u8; 7] = [0, 1, 2, 3, 5, 6, 7];
 /// RSI and RDI.
 const STRING: [u8; 2] = [6, 7];
 /// The register that indirect branches pass a guest EIP in.
@@ -59,7 +63,7 @@ pub fn scratch(number: u8) -> bool {
 
 /// True for registers that emitted code may change.
 pub fn writable(number: u8) -> bool {
-    scratch(number) || GUEST.contains(&number)
+    scratch(number) || GUEST.contains(&number) || number == host::ESP
 }
 
 /// Hardware number of a general register of any width.
@@ -77,6 +81,8 @@ pub struct State {
     pub fp: bool,
     /// What was pushed and not popped.
     pub stacked: Stacked,
+    /// r14 was used for an access near it, or made from ESP, since it was last moved.
+    pub anchored: bool,
 }
 
 impl State {
@@ -84,7 +90,8 @@ impl State {
     pub fn entry() -> Self {
         let mut values = [Value::Unknown; 16];
         GUEST.iter().for_each(|&g| values[g as usize] = Value::Narrow);
-        Self { values, site: false, fp: false, stacked: Stacked::Nothing }
+        values[host::ESP as usize] = Value::Stack;
+        Self { values, site: false, fp: false, stacked: Stacked::Nothing, anchored: false }
     }
 
     /// At the entry of indirect branches, which have the guest EIP in r8.
@@ -96,7 +103,8 @@ impl State {
 
     /// Where an instruction is started again.
     pub fn restart(fp: bool) -> Self {
-        Self { fp, ..Self::entry() }
+        // Entering makes r14 from ESP.
+        Self { fp, anchored: true, ..Self::entry() }
     }
 
     /// What register `number` holds.
@@ -134,6 +142,7 @@ impl State {
         }
         self.site &= other.site;
         self.fp &= other.fp;
+        self.anchored &= other.anchored;
         if self.stacked != other.stacked {
             // No rule accepts what is neither.
             self.values = [Value::Unknown; 16];
@@ -141,8 +150,14 @@ impl State {
         *self != before
     }
 
-    /// Every guest register has a zero upper half.
+    /// True if register `number` holds guest data in its low half: in r14, that is ESP.
+    pub fn shows_guest(&self, number: u8) -> bool {
+        self.narrow(number) || (number == host::ESP && self.get(number) == Value::Stack)
+    }
+
+    /// Every guest register has a zero upper half, and r14 is the host address of ESP.
     pub fn require_guest_narrow(&self) -> Result<(), &'static str> {
+        self.require_stack()?;
         match GUEST.iter().all(|&g| self.narrow(g)) {
             true if self.stacked != Stacked::Nothing => Err("the return stack is not where it was"),
             true => Ok(()),
@@ -150,8 +165,16 @@ impl State {
         }
     }
 
+    fn require_stack(&self) -> Result<(), &'static str> {
+        match self.get(host::ESP) {
+            Value::Stack => Ok(()),
+            _ => Err("r14 may be something else than an address near the window where the block can be left"),
+        }
+    }
+
     /// As [`Self::require_guest_narrow`], but RSI and RDI may be host addresses of guest data.
     pub fn require_interruptible(&self) -> Result<(), &'static str> {
+        self.require_stack()?;
         let good = |g: &u8| self.narrow(*g) || (STRING.contains(g) && self.get(*g) == Value::Pointer);
         match GUEST.iter().all(good) {
             true => Ok(()),

@@ -107,8 +107,10 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
         trampolines: &trampolines,
         dynamic: &Default::default(),
         interpreted: &Default::default(),
+        faulting: &Default::default(),
         varied: &Default::default(),
         fixed: setup == Setup::Flat,
+        checked: None,
         first_site: FIRST_SITE,
     };
     translate::translate(&mut emitter, &trace, &environment, &mut t);

@@ -27,14 +27,21 @@ pub struct Awaited {
 }
 
 impl Translator {
-    /// The code at `fault_rip` was come to for another EIP than its own. Where that happens often, it is translated so
-    /// that it costs less.
+    /// The code at `fault_rip` was come to for another EIP than its own, or found its source changed. Where the former
+    /// happens often, it is translated so that it costs less.
     pub(super) fn tripped(&mut self) {
         self.stats.exits_tripped += 1;
         let at = self.context.fault_rip;
         let Some(id) = self.registry.containing(at) else { panic!("tripped at {at:#x}, which no block holds") };
         let block = self.registry.block(id);
-        let eip = block.origin(at).map_or(block.key.eip, |o| o.eip);
+        let origin = block.origin(at);
+        if self.registry.is_mixed(block.key.gpa & !0xfff) && origin.is_some_and(|o| o.point == Point::Start) {
+            // Its source is not what it was. r8d is the block's own EIP: the new source is translated next.
+            self.stats.stale += 1;
+            self.registry.invalidate(&mut self.cache, id);
+            return self.purge();
+        }
+        let eip = origin.map_or(block.key.eip, |o| o.eip);
         if self.trips.len() + self.varied.len() > MAX_LEARNT {
             self.trips.clear();
             self.varied.clear();
@@ -86,6 +93,7 @@ impl Translator {
             self.active = None;
         }
         match resolution {
+            Resolution::Mapped if self.note_fault(vcpu, self.shadow.rights(window), id, origin.eip) => Ok(None),
             Resolution::Mapped if self.active.is_none() || shadowed => Ok(None),
             Resolution::Mapped => {
                 let block = self.registry.block(id);
@@ -104,7 +112,13 @@ impl Translator {
             }
             Resolution::Interpret => {
                 self.learn(vcpu, id, origin.eip, window, linear);
-                self.interpret(vcpu).map(|_| None)
+                let (cpl, rights) = (vcpu.state.cpl, self.shadow.rights(window));
+                self.note_fault(vcpu, rights, id, origin.eip);
+                self.interpret(vcpu)?;
+                self.awaited = rights
+                    .filter(|_| vcpu.state.cr2 == linear && vcpu.state.cpl == 0)
+                    .map(|rights| Awaited { eip: origin.eip, cr3: vcpu.state.cr3, cpl, rights, linear, write });
+                Ok(None)
             }
         }
     }

@@ -79,6 +79,7 @@ fn load(a: &mut CodeAssembler, l: &mut Labels, which: usize, gate: Gate) -> Resu
     a.mov(rcx, r10)?;
     if matches!(gate, Gate::Pop(_)) {
         a.lea(r14d, ptr(r14 + 4))?;
+        a.lea(r14, ptr(r12 + r14))?;
     }
     a.jmp(l.branch)
 }
@@ -113,6 +114,7 @@ fn switch(a: &mut CodeAssembler, l: &mut Labels, gate: Gate) -> Result<(), IcedE
     a.mov(dword_ptr(context(offset_of!(Context, cpl))), ecx)?;
     copy(a, r9, offset_of!(Switch, window), offset_of!(Context, window), 1)?;
     a.wrgsbase(rcx)?;
+    a.mov(r12, rcx)?;
     moved(a)?;
     if exit {
         a.mov(r14d, r10d)?;
@@ -121,6 +123,7 @@ fn switch(a: &mut CodeAssembler, l: &mut Labels, gate: Gate) -> Result<(), IcedE
         a.mov(r14d, dword_ptr(r9 + offset_of!(Switch, esp) as i32))?;
         a.mov(r8d, dword_ptr(r9 + offset_of!(Switch, eip) as i32))?;
     }
+    a.lea(r14, ptr(r12 + r14))?;
     a.mov(rcx, r10)?;
     a.jmp(l.branch)
 }

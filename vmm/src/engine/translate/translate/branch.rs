@@ -59,13 +59,8 @@ impl Translator<'_> {
     pub(super) fn call(&mut self, insn: &Instruction) -> Option<()> {
         let eip = insn.near_branch32();
         self.push_return_address()?;
-        match self.linkable(eip) {
-            true => {
-                let fixup = self.e.call_later();
-                self.pending.push(Pending { fixup, eip, kind: Out::Branch });
-            }
-            false => self.e.by_table(Transfer::Call, eip),
-        }
+        let fixup = self.e.call_later();
+        self.pending.push(Pending { fixup, eip, kind: Out::Branch });
         self.land();
         Some(())
     }
@@ -82,8 +77,8 @@ impl Translator<'_> {
     /// full: state is as before the guest's call then.
     pub(super) fn push_return_address(&mut self) -> Option<()> {
         let place = self.stack(-4)?;
-        self.store_immediate(place, self.next)?;
-        self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_sub(4));
+        self.store_immediate(place, self.next);
+        self.bring_esp(self.delta.wrapping_sub(4));
         self.delta = 4;
         self.mark(self.eip, Point::Inside);
         self.delta = 0;
@@ -93,6 +88,7 @@ impl Translator<'_> {
     /// Where a guest's return comes to by way of the return stack, with the EIP it returns to in r8d.
     pub(super) fn land(&mut self) {
         self.expect(self.next, self.env.trampolines.branch);
+        self.anchored = false;
     }
 
     /// Goes on only if r8d is `eip`. What is not seldom come to for something else goes to the branch at `elsewhere` then.
@@ -106,18 +102,16 @@ impl Translator<'_> {
 
     pub(super) fn jump_indirect(&mut self, insn: &Instruction) -> Option<()> {
         let target = self.branch_target(insn)?;
-        self.e.lea32(host::ESP, host::ESP, self.delta);
-        self.delta = 0;
+        self.bring_esp(self.delta);
         self.finish_indirect(Transfer::Jump, target);
         Some(())
     }
 
     pub(super) fn return_near(&mut self, insn: &Instruction) -> Option<()> {
         let place = self.stack(0)?;
-        self.load(Register::R8D, place)?;
+        self.load(Register::R8D, place);
         let extra = if insn.op_count() == 1 { insn.immediate16() as i32 } else { 0 };
-        self.e.lea32(host::ESP, host::ESP, self.delta.wrapping_add(4 + extra));
-        self.delta = 0;
+        self.bring_esp(self.delta.wrapping_add(4 + extra));
         self.e.bytes(&[0xc3]);
         Some(())
     }
@@ -128,7 +122,7 @@ impl Translator<'_> {
         let to = if self.picks() { Register::R11D } else { Register::R8D };
         if insn.op0_kind() == OpKind::Memory {
             let place = self.place(insn)?;
-            self.load(to, place)?;
+            self.load(to, place);
             return Some(to);
         }
         match insn.op0_register() {
@@ -148,23 +142,23 @@ impl Translator<'_> {
     /// Ends the block with a branch to a known EIP.
     pub(super) fn leave_direct(&mut self, eip: u32) {
         self.commit();
-        if !self.linkable(eip) {
-            self.e.by_table(Transfer::Jump, eip);
-            return;
-        }
         let fixup = self.e.jump_later();
         self.pending.push(Pending { fixup, eip, kind: Out::Branch });
     }
 
-    /// True if a branch to `eip` may be linked: the page cannot come to mean something else behind the link.
+    /// True if a branch to `eip` may be linked for good: the page cannot come to mean something else behind the link.
+    /// Others go by the table until [`super::super::joints`] links them for a while.
     pub(super) fn linkable(&self, eip: u32) -> bool {
         self.env.fixed || (eip ^ self.page) & !0xfff == 0
     }
 
     pub(super) fn leave_to_interpret(&mut self, eip: u32, mnemonic: Mnemonic) {
-        self.e.lea32(host::ESP, host::ESP, self.delta);
-        self.delta = 0;
-        self.leave_through(Leave::Interpret(eip, mnemonic), self.env.trampolines.exit);
+        self.bring_esp(self.delta);
+        let leave = match self.env.mode.user() && self.env.faulting.contains(&eip) {
+            true => Leave::Faulting(eip, mnemonic),
+            false => Leave::Interpret(eip, mnemonic),
+        };
+        self.leave_through(leave, self.env.trampolines.exit);
     }
 
     /// Leaves by a new exit site and the common code at `by`.
@@ -179,11 +173,12 @@ impl Translator<'_> {
     pub(super) fn stubs(&mut self) {
         for p in std::mem::take(&mut self.pending) {
             self.e.land(p.fixup);
+            let stub = self.e.origin + self.e.position() as u64;
             if p.kind == Out::Branch && !self.linkable(p.eip) {
-                self.e.by_table(Transfer::Jump, p.eip);
+                self.exits.push(Leave::Direct { eip: p.eip, branch: self.e.address_of(p.fixup), stub });
+                self.e.by_table(p.eip);
                 continue;
             }
-            let stub = self.e.origin + self.e.position() as u64;
             let site = self.env.first_site + self.exits.len() as u32;
             self.exits.push(match p.kind {
                 Out::Branch => Leave::Direct { eip: p.eip, branch: self.e.address_of(p.fixup), stub },
@@ -192,7 +187,7 @@ impl Translator<'_> {
                     instruction.map_or(Leave::Pending(p.eip), |m| Leave::Interpret(p.eip, m))
                 }
                 Out::Interpret(mnemonic, delta) => {
-                    self.e.lea32(host::ESP, host::ESP, delta);
+                    self.e.move_esp_anew(delta);
                     Leave::Interpret(p.eip, mnemonic)
                 }
             });

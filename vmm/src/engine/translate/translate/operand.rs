@@ -2,9 +2,10 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Code, Instruction, OpKind, Register};
+use iced_x86::{Instruction, Register};
 
-use super::super::context::Context;
+use super::super::context::{Context, NEAR, host};
+use super::super::emit::Address;
 use super::super::mode::SegmentClass;
 use super::Translator;
 use crate::cpu::Segment;
@@ -14,6 +15,8 @@ use crate::cpu::Segment;
 pub(super) enum Place {
     /// GS and 67h prefixes on these.
     Window { base: Register, index: Register, scale: u32, displacement: u32 },
+    /// `[r14 + displacement]`: no prefix, so that it costs what the guest's own access to its stack does.
+    Stack(i32),
     /// `[r9 + r8]`, r9 a window and r8 the linear address.
     Picked,
 }
@@ -25,6 +28,9 @@ impl Translator<'_> {
         let mut displacement = insn.memory_displacement32();
         if base == Register::ESP {
             displacement = displacement.wrapping_add(self.delta as u32);
+            if insn.memory_index() == Register::None {
+                return Place::Stack(displacement as i32);
+            }
         }
         Place::Window { base: rename(base), index: insn.memory_index(), scale: insn.memory_index_scale(), displacement }
     }
@@ -46,7 +52,7 @@ impl Translator<'_> {
         if !self.picks() {
             return Some(place);
         }
-        self.lea_linear(place)?;
+        self.lea_linear(place);
         self.e.load_quarter(8);
         Some(Place::Picked)
     }
@@ -57,20 +63,17 @@ impl Translator<'_> {
     }
 
     /// r8d = the linear address of `place`.
-    pub(super) fn lea_linear(&mut self, place: Place) -> Option<()> {
-        let mut lea = Instruction::new();
-        lea.set_code(Code::Lea_r32_m);
-        lea.set_op0_kind(OpKind::Register);
-        lea.set_op0_register(Register::R8D);
-        lea.set_op1_kind(OpKind::Memory);
-        set_memory(&mut lea, place);
-        lea.set_segment_prefix(Register::None);
-        self.e.instruction(&lea).then_some(())
+    pub(super) fn lea_linear(&mut self, place: Place) {
+        self.e.with_memory(&[], &[0x8d], 8, &address(place).without_window());
     }
 
     /// Adds a segment base, kept in r9d, to an address.
     pub(super) fn add_base(&mut self, segment: usize, place: Place) -> Option<Place> {
-        let Place::Window { base, index, displacement, .. } = place else { return None };
+        let (base, index, displacement) = match place {
+            Place::Window { base, index, displacement, .. } => (base, index, displacement),
+            Place::Stack(displacement) => (Register::R14D, Register::None, displacement as u32),
+            Place::Picked => return None,
+        };
         let offset = base_offset(segment);
         Some(match (base, index) {
             (Register::None, Register::None) => {
@@ -82,7 +85,7 @@ impl Translator<'_> {
                 Place::Window { base, index: Register::R9D, scale: 1, displacement }
             }
             _ => {
-                self.lea_linear(place)?;
+                self.lea_linear(place);
                 self.e.load_context(false, 9, offset);
                 Place::Window { base: Register::R8D, index: Register::R9D, scale: 1, displacement: 0 }
             }
@@ -91,51 +94,44 @@ impl Translator<'_> {
 
     /// The stack at ESP plus `offset`.
     pub(super) fn stack(&mut self, offset: i32) -> Option<Place> {
-        let displacement = self.delta.wrapping_add(offset) as u32;
-        let place = Place::Window { base: Register::R14D, index: Register::None, scale: 1, displacement };
-        self.finish_place(place)
+        self.finish_place(Place::Stack(self.delta.wrapping_add(offset)))
     }
 
     /// `mov reg, [place]`.
-    pub(super) fn load(&mut self, reg: Register, place: Place) -> Option<()> {
-        self.load_as(Code::Mov_r32_rm32, reg, place)
+    pub(super) fn load(&mut self, reg: Register, place: Place) {
+        self.e.with_memory(&[], &[0x8b], number(reg), &address(place));
+        self.anchor(place);
     }
 
     /// `movzx reg, word [place]`.
-    pub(super) fn load_word(&mut self, reg: Register, place: Place) -> Option<()> {
-        self.load_as(Code::Movzx_r32_rm16, reg, place)
+    pub(super) fn load_word(&mut self, reg: Register, place: Place) {
+        self.e.with_memory(&[], &[0x0f, 0xb7], number(reg), &address(place));
+        self.anchor(place);
     }
 
-    fn load_as(&mut self, code: Code, reg: Register, place: Place) -> Option<()> {
-        let mut mov = Instruction::new();
-        mov.set_code(code);
-        mov.set_op0_kind(OpKind::Register);
-        mov.set_op0_register(reg);
-        mov.set_op1_kind(OpKind::Memory);
-        set_memory(&mut mov, place);
-        self.e.instruction(&mov).then_some(())
+    /// `movzx reg, byte [place]`.
+    pub(super) fn load_byte(&mut self, reg: Register, place: Place) {
+        self.e.with_memory(&[], &[0x0f, 0xb6], number(reg), &address(place));
+        self.anchor(place);
     }
 
     /// `mov [place], reg`, for a register of 32 or 16 bits.
-    pub(super) fn store(&mut self, place: Place, reg: Register) -> Option<()> {
-        let mut mov = Instruction::new();
-        mov.set_code(if reg.size() == 2 { Code::Mov_rm16_r16 } else { Code::Mov_rm32_r32 });
-        mov.set_op0_kind(OpKind::Memory);
-        mov.set_op1_kind(OpKind::Register);
-        mov.set_op1_register(reg);
-        set_memory(&mut mov, place);
-        self.e.instruction(&mov).then_some(())
+    pub(super) fn store(&mut self, place: Place, reg: Register) {
+        let prefixes: &[u8] = if reg.size() == 2 { &[0x66] } else { &[] };
+        self.e.with_memory(prefixes, &[0x89], number(reg), &address(place));
+        self.anchor(place);
     }
 
     /// `mov dword [place], value`.
-    pub(super) fn store_immediate(&mut self, place: Place, value: u32) -> Option<()> {
-        let mut mov = Instruction::new();
-        mov.set_code(Code::Mov_rm32_imm32);
-        mov.set_op0_kind(OpKind::Memory);
-        mov.set_op1_kind(OpKind::Immediate32);
-        mov.set_immediate32(value);
-        set_memory(&mut mov, place);
-        self.e.instruction(&mov).then_some(())
+    pub(super) fn store_immediate(&mut self, place: Place, value: u32) {
+        self.e.with_memory(&[], &[0xc7], 0, &address(place));
+        self.e.bytes(&value.to_le_bytes());
+        self.anchor(place);
+    }
+
+    /// An access to `place` has been emitted: it may have r14 moved on from there.
+    fn anchor(&mut self, place: Place) {
+        self.anchored |= matches!(place, Place::Stack(displacement) if (-NEAR..=NEAR).contains(&displacement));
     }
 }
 
@@ -148,9 +144,35 @@ pub(super) fn rename(r: Register) -> Register {
     }
 }
 
-/// Hardware number of a 32-bit register other than ESP.
+/// Hardware number of a register other than ESP and SP.
 pub(super) fn number(r: Register) -> u8 {
     r.number() as u8
+}
+
+/// `place` for the emitter.
+pub(super) fn address(place: Place) -> Address {
+    let known = |r: Register| (r != Register::None).then(|| number(r));
+    match place {
+        Place::Window { base, index, scale, displacement } => Address {
+            window: true,
+            narrow: true,
+            base: known(base),
+            index: known(index),
+            scale: scale.trailing_zeros() as u8,
+            displacement,
+        },
+        Place::Stack(displacement) => Address {
+            window: false,
+            narrow: false,
+            base: Some(host::ESP),
+            index: None,
+            scale: 0,
+            displacement: displacement as u32,
+        },
+        Place::Picked => {
+            Address { window: false, narrow: false, base: Some(9), index: Some(8), scale: 0, displacement: 0 }
+        }
+    }
 }
 
 pub(super) fn set_memory(insn: &mut Instruction, place: Place) {
@@ -166,6 +188,14 @@ pub(super) fn set_memory(insn: &mut Instruction, place: Place) {
                 (_, _, 0) => 0,
                 _ => 1,
             });
+        }
+        Place::Stack(displacement) => {
+            insn.set_segment_prefix(Register::None);
+            insn.set_memory_base(Register::R14);
+            insn.set_memory_index(Register::None);
+            insn.set_memory_index_scale(1);
+            insn.set_memory_displacement64(displacement as i64 as u64);
+            insn.set_memory_displ_size((displacement != 0) as u32);
         }
         Place::Picked => {
             insn.set_segment_prefix(Register::None);

@@ -37,11 +37,11 @@ impl Translator<'_> {
         match gate {
             Gate::Pop(_) => {
                 let place = self.stack(0)?;
-                self.load(Register::R11D, place)?;
+                self.load(Register::R11D, place);
             }
             Gate::Move(_) if insn.op1_kind() == OpKind::Memory => {
                 let place = self.place(insn)?;
-                self.load_word(Register::R11D, place)?;
+                self.load_word(Register::R11D, place);
             }
             Gate::Move(_) => match insn.op1_register() {
                 Register::ESP => self.e.lea32_or_mov(11, host::ESP, self.delta),
@@ -49,8 +49,7 @@ impl Translator<'_> {
             },
             Gate::Enter | Gate::Exit => {}
         }
-        self.e.lea32(host::ESP, host::ESP, self.delta);
-        self.delta = 0;
+        self.bring_esp(self.delta);
         self.e.mov_immediate(8, self.next);
         let leave = Leave::Gate(self.eip, insn.mnemonic(), gate);
         self.leave_through(leave, self.env.trampolines.gates[gate.index()]);
@@ -77,7 +76,7 @@ impl Translator<'_> {
         self.e.lea32_sum(9, 10);
         self.e.mov32(11, 9);
         let place = self.stack(-4)?;
-        self.store(place, Register::R11D)?;
+        self.store(place, Register::R11D);
         self.delta = self.delta.wrapping_sub(4);
         Some(())
     }
@@ -86,7 +85,7 @@ impl Translator<'_> {
     /// free to use: whatever happens next overwrites them.
     pub(super) fn pop_flags(&mut self) -> Option<()> {
         let place = self.stack(0)?;
-        self.load(Register::R11D, place)?;
+        self.load(Register::R11D, place);
         self.e.and_into(8, 11, !(HOST_FLAGS | eflags::IF));
         self.e.compare_context(8, offset_of!(Context, system_flags));
         // jne

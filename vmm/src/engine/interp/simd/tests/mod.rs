@@ -10,31 +10,8 @@ use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Decoder, DecoderOptions, IcedError};
 
 use super::*;
-use crate::cpu::{Bus, Lines, Segment, attr, cr0, cr4, seg, vector};
+use crate::cpu::{EmptyBus, Lines, Segment, attr, cr0, cr4, seg, vector};
 use crate::mmu::GuestRam;
-
-/// A board with nothing on it.
-struct Empty;
-
-impl Bus for Empty {
-    fn port_read(&self, _: usize, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn acknowledge(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
-        false
-    }
-}
 
 /// Where test data lies: paging is on, this page and the next are mapped, the one after is not.
 pub const DATA: u32 = 0x8000;
@@ -56,7 +33,7 @@ impl Bench {
         for page in 0..HOLE >> 12 {
             assert!(ram.write(0x3000 + 4 * page as u64, &(page << 12 | 7).to_le_bytes()));
         }
-        let mut vcpu = Vcpu::new(0, ram, Arc::new(Empty), Arc::new(Lines::default()));
+        let mut vcpu = Vcpu::new(0, ram, Arc::new(EmptyBus), Arc::new(Lines::default()));
         let flat = |kind| Segment {
             base: 0,
             limit: u32::MAX,

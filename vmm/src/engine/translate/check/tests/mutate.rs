@@ -11,7 +11,7 @@ use super::{CACHE, Emitted};
 use crate::engine::translate::context::Context;
 
 /// Ways in which [`spoilt`] spoils an instruction.
-pub const WAYS: usize = 19;
+pub const WAYS: usize = 25;
 
 /// `block` made of `instructions` instead, laid out anew; branches follow the instructions that they go to. `moved` is
 /// the index from which indices are shifted by one insertion (or removal, -1).
@@ -77,14 +77,15 @@ pub fn spoilt(block: &Emitted) -> Vec<(&'static str, Emitted)> {
     let mut all = Vec::new();
     for (at, insn) in instructions.iter().enumerate() {
         for (name, new) in
-            [addresses(insn), tripwire(insn), context(insn), registers(insn), branches(block, insn)].concat()
+            [addresses(insn), stack(insn), tripwire(insn), context(insn), registers(insn), branches(block, insn)]
+                .concat()
         {
             all.extend(replace(block, &instructions, at, new).map(|m| (name, m)));
         }
         if let Some(new) = widen(insn, &block.code[(insn.ip() - block.start) as usize..][..insn.len()]) {
             all.extend(replace(block, &instructions, at, new).map(|m| ("operand of 64 bits", m)));
         }
-        if needed(insn) {
+        if needed(insn) && !instructions.get(at + 1).is_some_and(|next| superseded(insn, next)) {
             all.extend(remove(block, &instructions, at).map(|m| ("needed step left out", m)));
         }
         if picked(insn) {
@@ -144,6 +145,32 @@ fn addresses(insn: &Instruction) -> Changed {
             i.set_memory_displ_size(1);
         }));
         all.push(changed(insn, "GS on a picked window", |i| i.set_segment_prefix(Register::GS)));
+    }
+    all
+}
+
+/// Accesses through r14, and where it comes from.
+fn stack(insn: &Instruction) -> Changed {
+    let mut all = Vec::new();
+    if has_memory(insn) && insn.memory_base() == Register::R14 {
+        for base in [Register::R12, Register::R13, Register::RAX, Register::RSP, Register::RBP] {
+            all.push(changed(insn, "another base for the stack", |i| i.set_memory_base(base)));
+        }
+        all.push(changed(insn, "stack with an index", |i| i.set_memory_index(Register::RAX)));
+        all.push(changed(insn, "GS on the stack", |i| i.set_segment_prefix(Register::GS)));
+    }
+    if insn.code() == Code::Lea_r64_m && insn.op0_register() == Register::R14 {
+        all.push(changed(insn, "ESP moved far", |i| {
+            i.set_memory_displacement64(0x0800_0000);
+            i.set_memory_displ_size(4);
+        }));
+        for base in [Register::R13, Register::R15, Register::RAX, Register::RSP] {
+            all.push(changed(insn, "ESP from another base", |i| i.set_memory_base(base)));
+        }
+        if insn.memory_index() != Register::None {
+            all.push(changed(insn, "ESP scaled", |i| i.set_memory_index_scale(2)));
+            all.push(changed(insn, "ESP of the host's", |i| i.set_memory_index(Register::R15)));
+        }
     }
     all
 }
@@ -234,10 +261,15 @@ fn widen(insn: &Instruction, bytes: &[u8]) -> Option<Instruction> {
     (new.len() == wider.len() && new.code() != insn.code() && !new.is_ip_rel_memory_operand()).then_some(new)
 }
 
+/// True if `next` writes r14 in any case, which `insn` does too.
+fn superseded(insn: &Instruction, next: &Instruction) -> bool {
+    insn.op0_register() == Register::R14 && next.op0_kind() == OpKind::Register && next.op0_register() == Register::R14D
+}
+
 /// True for steps of our own that a later one relies on.
 fn needed(insn: &Instruction) -> bool {
     match insn.code() {
-        Code::VEX_Pext_r32_r32_rm32 => insn.op2_register() == Register::R12D,
+        Code::VEX_Pext_r32_r32_rm32 => insn.op2_register() == Register::R13D,
         Code::VEX_Shrx_r32_rm32_r32 => insn.op2_register() == Register::R13D,
         Code::Mov_r64_rm64 | Code::Mov_rm32_imm32 => {
             has_memory(insn)
@@ -245,7 +277,8 @@ fn needed(insn: &Instruction) -> bool {
                 && insn.memory_displacement64() != offset_of!(Context, fp_absent) as u64
         }
         Code::Mov_rm64_r64 => insn.op0_register() == Register::R8 || insn.op1_register() == Register::R8,
-        Code::Lea_r64_m => true,
+        // Without having been moved, r14 is no less near.
+        Code::Lea_r64_m => insn.op0_register() != Register::R14 || insn.memory_index() == Register::R14,
         Code::Lea_r32_m => insn.op0_register() == Register::R9D,
         Code::Mov_rm32_r32 => {
             insn.op0_register() == insn.op1_register() && matches!(insn.op0_register(), Register::ESI | Register::EDI)
@@ -333,7 +366,7 @@ pub fn forbidden() -> Vec<(&'static str, Vec<u8>)> {
             &[0x48, 0x98],
         ],
     );
-    add("64-bit write of ESP", &[&[0x49, 0x83, 0xc6, 4], &[0x4c, 0x89, 0xfe], &[0x4d, 0x8d, 0x76, 8]]);
+    add("64-bit write of ESP", &[&[0x49, 0x83, 0xc6, 4], &[0x4c, 0x89, 0xfe], &[0x4d, 0x8d, 0xb6, 0, 0, 0, 8]]);
     add(
         "plain memory",
         &[
