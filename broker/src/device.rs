@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::disks::VhostUserBlk;
 use crate::heart::{Heart, Pulse};
 use crate::images::{self, Image};
-use crate::link::VmmLink;
+use crate::link::{BUDGET, VmmLink};
 use crate::process::manner;
 use crate::spawn::PATIENCE;
 use back_end::{BackEnd, BackEndError};
@@ -293,7 +293,7 @@ impl Device {
 
     /// Its process has said something, or closed the channel, which is how it ends.
     pub fn hear(&mut self, context: &mut Context<'_>) {
-        loop {
+        for _ in 0..BUDGET {
             let Some(back_end) = &mut self.back_end else { return };
             let heard = match back_end.link.hear() {
                 Ok(None) => return,
