@@ -14,6 +14,9 @@ pub type VmmLink = Link<ToVmm, FromVmm>;
 /// With a device's process.
 pub type DeviceLink = Link<ToDevice, FromDevice>;
 
+/// Messages that are taken at a time: who sends without end does not keep the broker from everything else.
+pub const BUDGET: usize = 64;
+
 /// See the module. Says `Out`, hears `In`.
 #[derive(Debug)]
 pub struct Link<Out, In> {
@@ -58,9 +61,10 @@ impl<Out: Message + Permitted, In: Message + Permitted + Telling> Link<Out, In> 
         Ok(())
     }
 
-    /// The next message that is not a log event, if one has come. Log events are logged.
+    /// The next message that is not a log event, if one has come. Log events are logged, no more than [`BUDGET`] of them.
     pub fn hear(&mut self) -> Result<Option<In>, ChannelError> {
-        while let Some((message, _)) = self.channel.try_receive()? {
+        for _ in 0..BUDGET {
+            let Some((message, _)) = self.channel.try_receive()? else { return Ok(None) };
             self.conversation.pass(&message)?;
             match message.record() {
                 Some(record) => show(&self.name, &mut self.intake, record),
@@ -79,6 +83,9 @@ impl<Out: Message + Permitted, In: Message + Permitted + Telling> Link<Out, In> 
                 return Ok(Some(message));
             }
             let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], timeout) {
                 Ok(0) => return Ok(None),

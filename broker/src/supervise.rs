@@ -17,6 +17,7 @@ use crate::devices::{Devices, Part};
 use crate::escape::Action;
 use crate::heart::{Heart, Pulse};
 use crate::inspect;
+use crate::link::BUDGET;
 use crate::relay::Relay;
 use crate::runtime::Socket;
 use crate::signals::StopSignals;
@@ -192,7 +193,8 @@ impl Supervisor {
             Source::Link => self.take_reports(),
             Source::VmmEnd => {
                 self.status = Some(self.vmm.process.wait()?);
-                self.take_reports();
+                // More than the socket holds.
+                (0..BUDGET).for_each(|_| self.take_reports());
                 self.devices.retire();
             }
             Source::Words => self.vmm.process.words.read(),
@@ -322,8 +324,12 @@ impl Supervisor {
         PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
     }
 
+    /// What the vmm has said, up to a limit: the rest is there at the next turn.
     fn take_reports(&mut self) {
-        while self.link_open {
+        for _ in 0..BUDGET {
+            if !self.link_open {
+                return;
+            }
             match self.vmm.link.hear() {
                 Ok(Some(report)) => self.note(report),
                 Ok(None) => return,
