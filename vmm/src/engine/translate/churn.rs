@@ -9,7 +9,8 @@
 //!   accesses. What they took less than that is earned by each instruction that touched the page.
 //! * Where another instruction had the page mapped after all, that costs them [`WASTE`] points.
 //! * A page that gives way in memory to another, and is still as it was, costs them a point an access.
-//! * An access to a page that its window shows, or that was touched more often than a mapping is worth, costs one point.
+//! * An access to a page that its window shows, or that was touched more often than a mapping is worth, costs one point;
+//!   so does an execution without an access, where another program has other code.
 //!
 //! An instruction without points is translated plainly again, and needs more faults than before to come back here. What was
 //! touched last is kept in [`Mark`]s, few and by page.
@@ -270,7 +271,14 @@ impl Translator {
         self.stats.spared += 1;
         let accessed = self.registry.prepared(index).and_then(|p| p.accessed(vcpu));
         self.assist(vcpu, index)?;
-        let Some((linear, write)) = accessed.filter(|_| vcpu.state.cpl == 3) else { return Ok(()) };
+        if vcpu.state.cpl != 3 {
+            return Ok(());
+        }
+        let Some((linear, write)) = accessed else {
+            // Another program's instruction, at the address of one that kept faulting.
+            self.churn.charge(eip);
+            return Ok(());
+        };
         let shadow = &self.shadow;
         if shadow.shows(Rights::User(cr3), linear, write) {
             self.churn.charge(eip);
