@@ -62,6 +62,8 @@ const MAX_LEARNT: usize = 1 << 16;
 
 /// Guest addresses of instructions.
 type Places = HashSet<u32, RandomState>;
+/// Physical addresses of instructions: what is learnt of user code, wherever and by whomever it is mapped.
+type PhysicalPlaces = HashSet<u64, RandomState>;
 
 /// Why the translator cannot run on this host.
 #[derive(Debug, thiserror::Error)]
@@ -138,9 +140,9 @@ pub struct Translator {
     /// Instructions that reach devices.
     interpreted: Places,
     device_faults: HashMap<u32, u32, RandomState>,
-    /// Blocks and calls, by EIP, that are often come to for another EIP.
-    varied: Places,
-    trips: HashMap<u32, u32, RandomState>,
+    /// Blocks and calls that are often come to for another EIP.
+    varied: PhysicalPlaces,
+    trips: HashMap<u64, u32, RandomState>,
     /// Instructions that keep faulting.
     churn: churn::Churn,
     /// What the context's windows were last set up for.
@@ -221,7 +223,7 @@ impl Translator {
             dynamic: Places::default(),
             interpreted: Places::default(),
             device_faults: HashMap::default(),
-            varied: Places::default(),
+            varied: PhysicalPlaces::default(),
             trips: HashMap::default(),
             churn: churn::Churn::default(),
             active: None,

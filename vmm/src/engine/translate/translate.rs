@@ -22,7 +22,6 @@ use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 use self::branch::Pending;
 use self::copy::Parts;
 use self::operand::{Place, base_offset, number, rename, segment_index, selector_offset, set_memory};
-use super::Places;
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
 use super::context::{Context, NEAR, host};
@@ -30,6 +29,7 @@ use super::decode::Trace;
 use super::emit::Emitter;
 use super::mode::{Mode, SegmentClass};
 use super::trampoline::Trampolines;
+use super::{PhysicalPlaces, Places};
 
 /// What translation needs to know beside the trace.
 pub struct Environment<'a> {
@@ -43,8 +43,10 @@ pub struct Environment<'a> {
     pub interpreted: &'a Places,
     /// Guest addresses of instructions that are interpreted because they keep faulting.
     pub faulting: &'a Places,
-    /// Guest addresses of blocks and of calls that are often come to for another EIP than theirs.
-    pub varied: &'a Places,
+    /// Physical addresses of blocks and of calls that are often come to for another EIP than theirs.
+    pub varied: &'a PhysicalPlaces,
+    /// Physical address of the page that the block begins in.
+    pub frame: u64,
     /// Pages mean the same in every address space: branches between them can be linked.
     pub fixed: bool,
     /// The source bytes, if the block is to compare them with guest memory whenever it is entered.

@@ -10,7 +10,7 @@ use crate::mmu::{KERNEL_SPLIT, Resolution, Rights, peek};
 const DEVICE_FAULTS: u32 = 4;
 
 /// Times that a block or the code after a call is come to for another EIP before it expects that.
-const TRIPS: u32 = 6;
+const TRIPS: u32 = 3;
 
 /// Host page-fault error bit: the access was a write.
 const ERROR_WRITE: u64 = 2;
@@ -42,15 +42,16 @@ impl Translator {
             return self.purge();
         }
         let eip = origin.map_or(block.key.eip, |o| o.eip);
+        let place = block.key.gpa & !0xfff | (eip & 0xfff) as u64;
         if self.trips.len() + self.varied.len() > MAX_LEARNT {
             self.trips.clear();
             self.varied.clear();
         }
-        let count = self.trips.entry(eip).or_default();
+        let count = self.trips.entry(place).or_default();
         *count += 1;
         if *count >= TRIPS {
-            self.trips.remove(&eip);
-            self.varied.insert(eip);
+            self.trips.remove(&place);
+            self.varied.insert(place);
             self.stats.learnt_varied += 1;
             self.registry.invalidate(&mut self.cache, id);
             self.purge();
