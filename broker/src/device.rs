@@ -61,6 +61,8 @@ pub struct Device {
     until: Option<Instant>,
     /// Why it was sent SIGKILL, and whether that is its own fault.
     cause: Option<(String, bool)>,
+    /// What made us think that it is about to end.
+    doubt: Option<String>,
     down: Option<Instant>,
 }
 
@@ -86,6 +88,7 @@ impl Device {
             patience: Patience::default(),
             until: None,
             cause: None,
+            doubt: None,
             down: None,
         }
     }
@@ -201,7 +204,7 @@ impl Device {
 
     fn launch(&mut self, tolerate: &Layers) -> Result<(), BackEndError> {
         self.patience.launched(Instant::now());
-        self.cause = None;
+        (self.cause, self.doubt) = (None, None);
         match &self.source {
             Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, tolerate)?),
             Source::Foreign(disk) => {
@@ -282,7 +285,8 @@ impl Device {
         let how = status.map_or_else(|error| error.to_string(), manner);
         // SIGKILL comes from outside: from us, with a reason, or from an operator or the kernel.
         let outside = matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)));
-        let (reason, fault) = self.cause.take().unwrap_or(("it died".into(), !outside));
+        let doubt = self.doubt.take().unwrap_or("it died".into());
+        let (reason, fault) = self.cause.take().unwrap_or((doubt, !outside));
         self.cause = Some((format!("process {pid}: {reason} ({how})"), fault));
         self.happened(Event::Exited, context);
     }
@@ -300,17 +304,22 @@ impl Device {
             match heard {
                 Ok(Some(event)) => self.happened(event, context),
                 Ok(None) => {}
-                Err(error) => return self.broken(&cause_chain(&error), context),
+                Err(error) => return self.broken(cause_chain(&error), context),
             }
         }
     }
 
-    fn broken(&mut self, reason: &str, context: &mut Context<'_>) {
+    /// It is of no use. One that was killed from outside while it was looked at is not to blame: how it ends will tell.
+    fn broken(&mut self, reason: String, context: &mut Context<'_>) {
         if let Some(back_end) = &mut self.back_end {
             back_end.open = false;
         }
-        self.cause = Some((reason.into(), true));
-        self.happened(Event::Broken, context);
+        if self.state == State::Serving {
+            self.cause = Some((reason, true));
+            return self.happened(Event::Broken, context);
+        }
+        self.doubt = Some(reason);
+        self.happened(Event::Lost, context);
     }
 
     /// The operator wants another process.
@@ -352,7 +361,8 @@ impl Device {
             match self.state {
                 State::Pausing => self.happened(Event::Due, context),
                 _ => {
-                    self.cause.get_or_insert(("it took too long".into(), true));
+                    let doubt = self.doubt.take().unwrap_or("it took too long".into());
+                    self.cause.get_or_insert((doubt, true));
                     self.happened(Event::Late, context);
                 }
             }

@@ -106,6 +106,8 @@ fn a_guest_does_not_notice_that_its_disk_is_killed() -> Outcome {
     let said = survives(&image, "raw", |running| disturb(running, kills, Signal::SIGKILL, seed))?;
     let ended = said.lines().filter(|line| line.contains("SIGKILL") && line.contains("another is tried")).count();
     assert!(ended as u64 >= kills, "every kill is told: {ended}\n{said}");
+    // Kills from outside are nobody's fault, whatever the process was doing: no pause is longer for there being many.
+    assert!(!said.contains("again and again"), "{said}");
     let pauses = pauses(&said);
     assert!(!pauses.is_empty(), "{said}");
     println!("pauses: median {} ms, longest {} ms", pauses[pauses.len() / 2], pauses[pauses.len() - 1]);

@@ -2,7 +2,7 @@
 //! comes next; nothing here does anything.
 //!
 //! ```text
-//!   Pausing ─due→ Confining ─ready→ Opening ─opened→ Serving ─lost→ Leaving
+//!   Pausing ─due→ Confining ─ready→ Opening ─opened→ Serving ─lost→ Leaving   (lost: from any of the three)
 //!     ▲  │            └───────────────┴── broken, late, silent ────────┘
 //!     │  └─hopeless→ GivenUp                      ▼
 //!     └───────── exited, from any ───────────── Dying ◄─ the operator wants another
@@ -17,7 +17,7 @@ pub enum State {
     Opening,
     /// The vmm has its socket.
     Serving,
-    /// The vmm has lost it: it should be about to end.
+    /// We, or the vmm, have lost it: it should be about to end, and how it ends tells whose fault that is.
     Leaving,
     /// It was sent SIGKILL. However long it takes, nothing happens before it has ended: two must never write one image.
     Dying,
@@ -36,13 +36,13 @@ pub enum Event {
     Opened,
     /// It has ended.
     Exited,
-    /// It broke its protocol, was not confined, or says that it cannot serve.
+    /// It broke its protocol while it served.
     Broken,
     /// It took too long.
     Late,
     /// It does not answer.
     Silent,
-    /// The vmm's connection to it is over.
+    /// The vmm's connection to it is over, or it was not there when we looked at it.
     Lost,
     /// The pause is over.
     Due,
@@ -79,7 +79,7 @@ pub fn next(state: State, event: Event) -> (State, Action) {
     match (state, event) {
         (Confining, Ready) => (Opening, Serve),
         (Opening, Opened) => (Serving, Connect),
-        (Serving, Lost) => (Leaving, Nothing),
+        (Confining | Opening | Serving, Lost) => (Leaving, Nothing),
         (Confining | Opening | Leaving, Broken | Late | Restart) => (Dying, Kill),
         (Serving, Broken | Silent | Restart) => (Dying, Kill),
         (Confining | Opening | Serving | Leaving | Dying, Exited) => (Pausing, Plan),
