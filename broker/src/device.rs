@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::disks::VhostUserBlk;
 use crate::heart::{Heart, Pulse};
 use crate::images::{self, Image};
-use crate::link::VmmLink;
+use crate::link::{TURN, VmmLink};
 use crate::process::manner;
 use crate::spawn::PATIENCE;
 use back_end::{BackEnd, BackEndError};
@@ -109,6 +109,7 @@ impl Device {
 
     /// Waits until it is served, and takes the connection for the vmm. For the start of a machine.
     pub fn first_connection(&mut self, tolerate: &Layers) -> Result<UnixStream, BackEndError> {
+        let until = Instant::now() + PATIENCE;
         loop {
             if let Some(stream) = self.stream.take_if(|_| self.state == State::Serving) {
                 self.connections += 1;
@@ -120,7 +121,7 @@ impl Device {
                 self.happened(Event::Opened, &mut Context { vmm: None, tolerate });
                 continue;
             };
-            let message = match back_end.link.await_one(PATIENCE) {
+            let message = match back_end.link.await_one(until) {
                 Ok(message) => message.ok_or(BackEndError::Late)?,
                 Err(ipc::ChannelError::Closed) => {
                     back_end.process.words.read();
@@ -293,9 +294,10 @@ impl Device {
 
     /// Its process has said something, or closed the channel, which is how it ends.
     pub fn hear(&mut self, context: &mut Context<'_>) {
+        let mut packets = TURN;
         loop {
             let Some(back_end) = &mut self.back_end else { return };
-            let heard = match back_end.link.hear() {
+            let heard = match back_end.link.hear(&mut packets) {
                 Ok(None) => return,
                 Ok(Some(message)) => self.heard(message, context.tolerate),
                 Err(ipc::ChannelError::Closed) => return back_end.open = false,

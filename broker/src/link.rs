@@ -9,6 +9,10 @@ use ipc::control::{Conversation, FromDevice, FromVmm, Permitted, ToDevice, ToVmm
 use ipc::telemetry::{Intake, Record, Severity};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+/// Packets that are taken at one go: whoever sends without end gets no more of the broker's time than this. The rest comes
+/// with the loop's next turn.
+pub const TURN: u32 = 64;
+
 /// With the vmm.
 pub type VmmLink = Link<ToVmm, FromVmm>;
 /// With a device's process.
@@ -58,9 +62,12 @@ impl<Out: Message + Permitted, In: Message + Permitted + Telling> Link<Out, In> 
         Ok(())
     }
 
-    /// The next message that is not a log event, if one has come. Log events are logged.
-    pub fn hear(&mut self) -> Result<Option<In>, ChannelError> {
-        while let Some((message, _)) = self.channel.try_receive()? {
+    /// The next message that is not a log event, if one has come and `left` packets may still be taken: each takes one, log
+    /// events too. Log events are logged.
+    pub fn hear(&mut self, left: &mut u32) -> Result<Option<In>, ChannelError> {
+        while *left > 0 {
+            *left -= 1;
+            let Some((message, _)) = self.channel.try_receive()? else { return Ok(None) };
             self.conversation.pass(&message)?;
             match message.record() {
                 Some(record) => show(&self.name, &mut self.intake, record),
@@ -70,18 +77,26 @@ impl<Out: Message + Permitted, In: Message + Permitted + Telling> Link<Out, In> 
         Ok(None)
     }
 
-    /// The next message that is not a log event; None if none comes within `patience`. For the start of a machine alone.
-    pub fn await_one(&mut self, patience: Duration) -> Result<Option<In>, ChannelError> {
-        let until = Instant::now() + patience;
+    /// Takes nothing more from the other side. What is on its way can still be heard, and then the end: so much is there,
+    /// and no more, even if somebody else holds the other end too.
+    pub fn close(&self) {
+        self.channel.close();
+    }
+
+    /// The next message that is not a log event; None if none comes before `until`, whatever else comes. For the start of a
+    /// machine alone.
+    pub fn await_one(&mut self, until: Instant) -> Result<Option<In>, ChannelError> {
         loop {
             // Reads whatever came before the end, too.
-            if let Some(message) = self.hear()? {
+            if let Some(message) = self.hear(&mut { TURN })? {
                 return Ok(Some(message));
             }
             let left = until.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Ok(None);
+            }
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return Ok(None),
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(source) => return Err(ChannelError::Receive(source)),
             }
@@ -107,5 +122,49 @@ fn show(name: &str, intake: &mut Intake, record: &Record) {
 impl<Out, In> AsFd for Link<Out, In> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipc::control::Prepare;
+
+    use super::*;
+
+    fn prepared() -> (VmmLink, Channel<FromVmm, ToVmm>) {
+        let (mut link, socket) = VmmLink::new("vmm").unwrap();
+        let prepare = Prepare { memory: 1 << 20, engine: String::new(), cpu: String::new(), log_filter: String::new() };
+        link.say(&ToVmm::Prepare(prepare), &[]).unwrap();
+        (link, Channel::new(socket))
+    }
+
+    fn log() -> FromVmm {
+        FromVmm::Log(Record { severity: Severity::Info, text: "x".into(), lost: 0 })
+    }
+
+    /// Both as if the flood went on: what is there is more than a go.
+    #[test]
+    fn a_process_that_never_stops_talking_does_not_keep_the_broker() {
+        let (mut link, vmm) = prepared();
+        let ready = FromVmm::Ready { landlock_proved: true, missing: vec![] };
+        (0..2 * TURN).for_each(|_| vmm.send(&log(), &[]).unwrap());
+        vmm.send(&ready, &[]).unwrap();
+        assert!(matches!(link.hear(&mut { TURN }), Ok(None)));
+        // What is waited for is there, but not in time.
+        assert!(matches!(link.await_one(Instant::now()), Ok(None)));
+        assert_eq!(link.await_one(Instant::now() + Duration::from_secs(600)).unwrap(), Some(ready));
+    }
+
+    #[test]
+    fn what_was_said_before_the_end_is_heard_and_nothing_after_it() {
+        let (mut link, vmm) = prepared();
+        (0..TURN).for_each(|_| vmm.send(&log(), &[]).unwrap());
+        let ready = FromVmm::Ready { landlock_proved: true, missing: vec![] };
+        vmm.send(&ready, &[]).unwrap();
+        link.close();
+        assert!(matches!(vmm.send(&log(), &[]), Err(ChannelError::Closed)));
+        assert!(matches!(link.hear(&mut { TURN }), Ok(None)), "one go is not enough");
+        assert_eq!(link.hear(&mut { TURN }).unwrap(), Some(ready));
+        assert!(matches!(link.hear(&mut { TURN }), Err(ChannelError::Closed)));
     }
 }

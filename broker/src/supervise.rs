@@ -17,6 +17,7 @@ use crate::devices::{Devices, Part};
 use crate::escape::Action;
 use crate::heart::{Heart, Pulse};
 use crate::inspect;
+use crate::link::TURN;
 use crate::relay::Relay;
 use crate::runtime::Socket;
 use crate::signals::StopSignals;
@@ -189,10 +190,12 @@ impl Supervisor {
                     self.asked_to_end();
                 }
             }
-            Source::Link => self.take_reports(),
+            Source::Link => self.take_reports(TURN),
             Source::VmmEnd => {
                 self.status = Some(self.vmm.process.wait()?);
-                self.take_reports();
+                // What it said before its end, all of it.
+                self.vmm.link.close();
+                self.take_reports(u32::MAX);
                 self.devices.retire();
             }
             Source::Words => self.vmm.process.words.read(),
@@ -202,7 +205,7 @@ impl Supervisor {
             Source::Api => self.serve_api(),
             Source::Device(index, part) => {
                 // A device ends because the vmm does: what the vmm said last was said before.
-                self.take_reports();
+                self.take_reports(TURN);
                 self.devices.serve(index, part, &mut self.vmm.link);
             }
         }
@@ -322,9 +325,10 @@ impl Supervisor {
         PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
     }
 
-    fn take_reports(&mut self) {
+    /// Hears what the vmm has said, in so many packets at most.
+    fn take_reports(&mut self, mut packets: u32) {
         while self.link_open {
-            match self.vmm.link.hear() {
+            match self.vmm.link.hear(&mut packets) {
                 Ok(Some(report)) => self.note(report),
                 Ok(None) => return,
                 Err(ChannelError::Closed) => self.link_open = false,
