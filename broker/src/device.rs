@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use ipc::control::{DeviceEvent, DiskConfig, FromDevice, ToDevice, ToVmm};
 use ipc::outcome::cause_chain;
+use ipc::rate::Bucket;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use policy::Layers;
@@ -25,6 +26,7 @@ use crate::images::{self, Image};
 use crate::link::{TURN, VmmLink};
 use crate::process::manner;
 use crate::spawn::PATIENCE;
+use crate::supervise::NEWS;
 use back_end::{BackEnd, BackEndError};
 use patience::Patience;
 use table::{Action, Event, State};
@@ -64,6 +66,8 @@ pub struct Device {
     /// What made us think that it is about to end.
     doubt: Option<String>,
     down: Option<Instant>,
+    /// How often its driver's faults are told: a guest makes as many as it likes.
+    news: Bucket,
 }
 
 /// What a device may need of others.
@@ -90,6 +94,7 @@ impl Device {
             cause: None,
             doubt: None,
             down: None,
+            news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
         }
     }
 
@@ -347,12 +352,15 @@ impl Device {
                 self.happened(Event::Lost, context);
             }
             DeviceEvent::Restored => {
-                let pause = self.down.take().map_or(Duration::ZERO, |since| since.elapsed());
-                tracing::info!("{}: it is served again, after {} ms", self.name, pause.as_millis());
+                // Once for each time that it was gone: the vmm may say so as often as it likes.
+                if let Some(since) = self.down.take() {
+                    tracing::info!("{}: it is served again, after {} ms", self.name, since.elapsed().as_millis());
+                }
             }
-            DeviceEvent::NeedsReset(reason) => {
+            DeviceEvent::NeedsReset(reason) if self.news.take(Instant::now()) => {
                 tracing::warn!("{}: it asked the guest's driver for a reset: {reason}", self.name);
             }
+            DeviceEvent::NeedsReset(_) => {}
         }
     }
 

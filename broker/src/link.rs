@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipc::channel::{Channel, ChannelError, Message};
-use ipc::control::{Conversation, FromDevice, FromVmm, Permitted, ToDevice, ToVmm};
-use ipc::telemetry::{Intake, Record, Severity};
+use ipc::control::{Conversation, DeviceEvent, FromDevice, FromVmm, MAX_TEXT, Permitted, ToDevice, ToVmm};
+use ipc::telemetry::{Intake, Record, Severity, printable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Packets that are taken at one go: whoever sends without end gets no more of the broker's time than this. The rest comes
@@ -27,21 +27,46 @@ pub struct Link<Out, In> {
     name: String,
 }
 
-/// A message that may be a log event.
+/// A message with texts in it, which may be a log event.
 pub trait Telling {
     /// The event, if it is one.
     fn record(&self) -> Option<&Record>;
+    /// Every text that is not a log event's: all that an operator could come to see.
+    fn texts(&mut self) -> Vec<&mut String>;
 }
 
 impl Telling for FromVmm {
     fn record(&self) -> Option<&Record> {
         if let Self::Log(record) = self { Some(record) } else { None }
     }
+
+    fn texts(&mut self) -> Vec<&mut String> {
+        match self {
+            Self::Ready { missing, .. } => missing.iter_mut().collect(),
+            Self::Started { protocol, engine, .. } => vec![protocol, engine],
+            Self::Rebooted { cause } => vec![cause],
+            Self::Device { event: DeviceEvent::Lost(text) | DeviceEvent::NeedsReset(text), .. } => vec![text],
+            Self::Ended { outcome, stats } => {
+                outcome.text().into_iter().chain(stats.iter_mut().map(|(name, _)| name)).collect()
+            }
+            // The intake has shown it.
+            Self::Device { event: DeviceEvent::Restored, .. } | Self::Alive(_) | Self::Log(_) => Vec::new(),
+        }
+    }
 }
 
 impl Telling for FromDevice {
     fn record(&self) -> Option<&Record> {
         if let Self::Log(record) = self { Some(record) } else { None }
+    }
+
+    fn texts(&mut self) -> Vec<&mut String> {
+        match self {
+            Self::Ready { missing, .. } => missing.iter_mut().collect(),
+            Self::Failed(reason) => vec![reason],
+            // The intake has shown it.
+            Self::Serving { .. } | Self::Alive(_) | Self::Log(_) => Vec::new(),
+        }
     }
 }
 
@@ -63,15 +88,18 @@ impl<Out: Message + Permitted, In: Message + Permitted + Telling> Link<Out, In> 
     }
 
     /// The next message that is not a log event, if one has come and `left` packets may still be taken: each takes one, log
-    /// events too. Log events are logged.
+    /// events too. Log events are logged; the texts of all others are fit to be.
     pub fn hear(&mut self, left: &mut u32) -> Result<Option<In>, ChannelError> {
         while *left > 0 {
             *left -= 1;
-            let Some((message, _)) = self.channel.try_receive()? else { return Ok(None) };
+            let Some((mut message, _)) = self.channel.try_receive()? else { return Ok(None) };
             self.conversation.pass(&message)?;
             match message.record() {
                 Some(record) => show(&self.name, &mut self.intake, record),
-                None => return Ok(Some(message)),
+                None => {
+                    message.texts().into_iter().for_each(|text| *text = printable(text, MAX_TEXT));
+                    return Ok(Some(message));
+                }
             }
         }
         Ok(None)
@@ -127,7 +155,7 @@ impl<Out, In> AsFd for Link<Out, In> {
 
 #[cfg(test)]
 mod tests {
-    use ipc::control::Prepare;
+    use ipc::control::{Phase, Prepare, Start};
 
     use super::*;
 
@@ -166,5 +194,65 @@ mod tests {
         assert!(matches!(link.hear(&mut { TURN }), Ok(None)), "one go is not enough");
         assert_eq!(link.hear(&mut { TURN }).unwrap(), Some(ready));
         assert!(matches!(link.hear(&mut { TURN }), Err(ChannelError::Closed)));
+    }
+
+    /// Whatever message carries it, no text of a process reaches a terminal as it was sent.
+    #[test]
+    fn no_text_is_taken_as_it_is() {
+        use ipc::outcome::Outcome;
+        let bad = || "\u{1b}[2J".to_owned();
+        let device = |event| FromVmm::Device { device: 0, connection: 0, event };
+        let ended = |outcome, stats| FromVmm::Ended { outcome, stats };
+        let mut messages = vec![
+            FromVmm::Ready { landlock_proved: true, missing: vec![bad()] },
+            FromVmm::Started { protocol: bad(), engine: bad(), startup_ns: 0 },
+            FromVmm::Rebooted { cause: bad() },
+            device(DeviceEvent::Lost(bad())),
+            device(DeviceEvent::NeedsReset(bad())),
+        ];
+        messages.extend([Outcome::Reset, Outcome::Unsupported, Outcome::StartFailed].map(|o| ended(o(bad()), vec![])));
+        messages.push(ended(Outcome::PowerOff, vec![(bad(), 1)]));
+        for message in messages {
+            let (mut link, vmm) = prepared();
+            // Every message is permitted somewhere; where is not the question here.
+            link.conversation = Conversation::default();
+            let row = ipc::control::Permitted::row(&message);
+            bring_to(&mut link.conversation, row.1[0].0);
+            vmm.send(&message, &[]).unwrap();
+            let heard = format!("{:?}", link.hear(&mut { TURN }).unwrap().unwrap());
+            // Debug escapes the backslash of an escape, and the character itself only once.
+            assert!(heard.contains(r"\\u{1b}"), "{heard}");
+        }
+        let (mut link, socket) = DeviceLink::new("disk0").unwrap();
+        let device = Channel::<FromDevice, ToDevice>::new(socket);
+        link.say(&ToDevice::Prepare { log_filter: String::new() }, &[]).unwrap();
+        device.send(&FromDevice::Failed(bad()), &[]).unwrap();
+        assert_eq!(link.hear(&mut { TURN }).unwrap(), Some(FromDevice::Failed(r"\u{1b}[2J".into())));
+    }
+
+    fn bring_to(conversation: &mut Conversation, phase: Phase) {
+        let prepare = Prepare { memory: 1 << 20, engine: String::new(), cpu: String::new(), log_filter: String::new() };
+        let start = Start {
+            command_line: String::new(),
+            no_reboot: false,
+            stats: false,
+            started_ns: 0,
+            initrd: false,
+            disks: vec![],
+        };
+        let ready = FromVmm::Ready { landlock_proved: true, missing: vec![] };
+        let started = FromVmm::Started { protocol: String::new(), engine: String::new(), startup_ns: 0 };
+        let steps: [&dyn Fn(&mut Conversation) -> Result<(), ChannelError>; 4] = [
+            &|c| c.pass(&ToVmm::Prepare(prepare.clone())),
+            &|c| c.pass(&ready),
+            &|c| c.pass(&ToVmm::Start(start.clone())),
+            &|c| c.pass(&started),
+        ];
+        for step in steps {
+            if conversation.phase() != phase {
+                step(conversation).unwrap();
+            }
+        }
+        assert_eq!(conversation.phase(), phase);
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ipc::ChannelError;
 use ipc::control::{FromVmm, ToVmm};
 use ipc::outcome::{Outcome, cause_chain};
+use ipc::rate::Bucket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
 use serde_json::{Value, json};
@@ -31,6 +32,9 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 /// Between two questions whether the vmm answers, and silence that is worth a message. A vmm is not replaced for silence:
 /// the guest's state is in it.
 const BEAT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(30));
+
+/// News of one kind that are told at once, and a second. Those beyond are not told.
+pub const NEWS: (u32, u32) = (20, 1);
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +91,8 @@ pub struct Supervisor {
     link_open: bool,
     status: Option<WaitStatus>,
     heart: Heart,
+    /// How often the guest's resets are told: it may reset as often as it likes.
+    news: Bucket,
 }
 
 impl Supervisor {
@@ -108,6 +114,7 @@ impl Supervisor {
             link_open: true,
             status,
             heart,
+            news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
         }
     }
 
@@ -348,7 +355,11 @@ impl Supervisor {
                 tracing::debug!("{protocol} kernel on engine {engine}, started in {} us", startup_ns / 1000);
                 self.stats.insert(0, ("vmm.startup_us".into(), startup_ns / 1000));
             }
-            FromVmm::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
+            FromVmm::Rebooted { cause } => {
+                if self.news.take(Instant::now()) {
+                    tracing::info!("the guest reset ({cause}): starting again");
+                }
+            }
             FromVmm::Device { device, connection, event } => {
                 self.devices.reported(device, connection, event, &mut self.vmm.link);
             }
