@@ -129,7 +129,7 @@ impl Device {
             let message = match back_end.link.await_one(until) {
                 Ok(message) => message.ok_or(BackEndError::Late)?,
                 Err(ipc::ChannelError::Closed) => {
-                    back_end.process.words.read();
+                    back_end.process.words.read_last();
                     return Err(BackEndError::Died);
                 }
                 Err(error) => return Err(error.into()),
@@ -285,8 +285,7 @@ impl Device {
     /// The process has ended.
     pub fn exited(&mut self, context: &mut Context<'_>) {
         let Some(mut back_end) = self.back_end.take() else { return };
-        // Its last words.
-        back_end.process.words.read();
+        back_end.process.words.read_last();
         let (pid, status) = (back_end.process.pid(), back_end.process.wait());
         let how = status.map_or_else(|error| error.to_string(), manner);
         // SIGKILL comes from outside: from us, with a reason, or from an operator or the kernel.
@@ -413,6 +412,13 @@ impl Device {
     /// Its process, if there is one.
     pub fn back_end(&self) -> Option<&BackEnd> {
         self.back_end.as_ref()
+    }
+
+    /// Reads what its process has written to standard error, all of it.
+    pub fn read_last_words(&mut self) {
+        if let Some(back_end) = &mut self.back_end {
+            back_end.process.words.read_last();
+        }
     }
 
     /// Reads what its process writes to standard error.

@@ -44,7 +44,7 @@ fn probe() -> Result<Missing, BackEndError> {
         Ok(Some(FromDevice::Failed(reason))) => return Err(BackEndError::Failed(reason)),
         Ok(_) => return Err(BackEndError::Late),
         Err(_) => {
-            probe.process.words.read();
+            probe.process.words.read_last();
             return Err(BackEndError::Died);
         }
     };

@@ -92,7 +92,7 @@ impl Spawned {
             // The table permits nothing else now.
             Ok(_) => Err(SpawnError::Late),
             Err(error) => {
-                self.process.words.read();
+                self.process.words.read_last();
                 Err(error.into())
             }
         }

@@ -203,9 +203,10 @@ impl Supervisor {
                 // What it said before its end, all of it.
                 self.vmm.link.close();
                 self.take_reports(u32::MAX);
+                self.vmm.process.words.read_last();
                 self.devices.retire();
             }
-            Source::Words => self.vmm.process.words.read(),
+            Source::Words => drop(self.vmm.process.words.read()),
             Source::Console => self.serve_console(flags),
             Source::Input => self.read_input(),
             Source::Output => self.relay.write_output(),
