@@ -204,6 +204,7 @@ impl Supervisor {
                 self.vmm.link.close();
                 self.take_reports(u32::MAX);
                 self.vmm.process.words.read_last();
+                self.relay.end_of_vmm(&self.vmm.console);
                 self.devices.retire();
             }
             Source::Words => drop(self.vmm.process.words.read()),
