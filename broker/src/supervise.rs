@@ -28,6 +28,8 @@ use crate::spawn::Vmm;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// How long the vmm may take to end after it was told to.
 const STOP_GRACE: Duration = Duration::from_secs(3);
+/// How long it may take to end by itself.
+const LEAVE_GRACE: Duration = Duration::from_secs(10);
 
 /// Between two questions whether the vmm answers, and silence that is worth a message. A vmm is not replaced for silence:
 /// the guest's state is in it.
@@ -89,6 +91,8 @@ pub struct Supervisor {
     outcome: Option<Outcome>,
     stats: Vec<(String, u64)>,
     link_open: bool,
+    /// When a vmm that said that it is at its end, or let go of its channel, is killed.
+    leave_by: Option<Instant>,
     status: Option<WaitStatus>,
     heart: Heart,
     /// How often the guest's resets are told: it may reset as often as it likes.
@@ -112,6 +116,7 @@ impl Supervisor {
             outcome,
             stats,
             link_open: true,
+            leave_by: None,
             status,
             heart,
             news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
@@ -299,12 +304,21 @@ impl Supervisor {
         self.ending = Ending::Killed;
     }
 
+    /// There is nothing left for the vmm but to end.
+    fn leaving(&mut self) {
+        self.leave_by.get_or_insert(Instant::now() + LEAVE_GRACE);
+    }
+
     fn check_patience(&mut self) -> io::Result<()> {
         let now = Instant::now();
         match self.heart.turn(now) {
             Pulse::Ask(number) => self.request(&ToVmm::Beat(number)),
             Pulse::Silent(long) => tracing::warn!("the vmm has not answered for {} s", long.as_secs()),
             Pulse::Calm => {}
+        }
+        if self.leave_by.take_if(|until| *until <= now).is_some() && self.status.is_none() {
+            tracing::warn!("the vmm is at its end and has not ended in {} s: killing it", LEAVE_GRACE.as_secs());
+            self.vmm.process.kill();
         }
         match self.ending {
             Ending::Asked(until) if now >= until => {
@@ -328,7 +342,7 @@ impl Supervisor {
             Ending::Asked(until) | Ending::Stopping(until) => until.min(beat),
             Ending::No | Ending::Killed => beat,
         };
-        let others = [self.devices.next(), self.api.as_ref().and_then(Api::next)];
+        let others = [self.leave_by, self.devices.next(), self.api.as_ref().and_then(Api::next)];
         let until = others.into_iter().flatten().fold(until, Instant::min);
         let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
         PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
@@ -340,7 +354,10 @@ impl Supervisor {
             match self.vmm.link.hear(&mut packets) {
                 Ok(Some(report)) => self.note(report),
                 Ok(None) => return,
-                Err(ChannelError::Closed) => self.link_open = false,
+                Err(ChannelError::Closed) => {
+                    self.link_open = false;
+                    self.leaving();
+                }
                 Err(error) => {
                     // It is broken, or in other hands. What it says from now on is of no interest.
                     self.link_open = false;
@@ -374,6 +391,7 @@ impl Supervisor {
                 self.devices.retire();
                 self.outcome = Some(outcome);
                 self.stats.extend(stats);
+                self.leaving();
             }
             // Told before the guest was started; log events do not come here.
             FromVmm::Ready { .. } | FromVmm::Log(_) => {}
