@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use ipc::control::{DeviceEvent, DiskConfig, FromDevice, ToDevice, ToVmm};
 use ipc::outcome::cause_chain;
+use ipc::rate::Bucket;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use policy::Layers;
@@ -22,9 +23,10 @@ use serde_json::{Value, json};
 use crate::disks::VhostUserBlk;
 use crate::heart::{Heart, Pulse};
 use crate::images::{self, Image};
-use crate::link::{BUDGET, VmmLink};
+use crate::link::{TURN, VmmLink};
 use crate::process::manner;
 use crate::spawn::PATIENCE;
+use crate::supervise::NEWS;
 use back_end::{BackEnd, BackEndError};
 use patience::Patience;
 use table::{Action, Event, State};
@@ -64,6 +66,8 @@ pub struct Device {
     /// What made us think that it is about to end.
     doubt: Option<String>,
     down: Option<Instant>,
+    /// How often its driver's faults are told: a guest makes as many as it likes.
+    news: Bucket,
 }
 
 /// What a device may need of others.
@@ -90,6 +94,7 @@ impl Device {
             cause: None,
             doubt: None,
             down: None,
+            news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
         }
     }
 
@@ -109,6 +114,7 @@ impl Device {
 
     /// Waits until it is served, and takes the connection for the vmm. For the start of a machine.
     pub fn first_connection(&mut self, tolerate: &Layers) -> Result<UnixStream, BackEndError> {
+        let until = Instant::now() + PATIENCE;
         loop {
             if let Some(stream) = self.stream.take_if(|_| self.state == State::Serving) {
                 self.connections += 1;
@@ -120,10 +126,10 @@ impl Device {
                 self.happened(Event::Opened, &mut Context { vmm: None, tolerate });
                 continue;
             };
-            let message = match back_end.link.await_one(PATIENCE) {
+            let message = match back_end.link.await_one(until) {
                 Ok(message) => message.ok_or(BackEndError::Late)?,
                 Err(ipc::ChannelError::Closed) => {
-                    back_end.process.words.read();
+                    back_end.process.words.read_last();
                     return Err(BackEndError::Died);
                 }
                 Err(error) => return Err(error.into()),
@@ -279,8 +285,7 @@ impl Device {
     /// The process has ended.
     pub fn exited(&mut self, context: &mut Context<'_>) {
         let Some(mut back_end) = self.back_end.take() else { return };
-        // Its last words.
-        back_end.process.words.read();
+        back_end.process.words.read_last();
         let (pid, status) = (back_end.process.pid(), back_end.process.wait());
         let how = status.map_or_else(|error| error.to_string(), manner);
         // SIGKILL comes from outside: from us, with a reason, or from an operator or the kernel.
@@ -293,9 +298,10 @@ impl Device {
 
     /// Its process has said something, or closed the channel, which is how it ends.
     pub fn hear(&mut self, context: &mut Context<'_>) {
-        for _ in 0..BUDGET {
+        let mut packets = TURN;
+        loop {
             let Some(back_end) = &mut self.back_end else { return };
-            let heard = match back_end.link.hear() {
+            let heard = match back_end.link.hear(&mut packets) {
                 Ok(None) => return,
                 Ok(Some(message)) => self.heard(message, context.tolerate),
                 Err(ipc::ChannelError::Closed) => return back_end.open = false,
@@ -345,12 +351,15 @@ impl Device {
                 self.happened(Event::Lost, context);
             }
             DeviceEvent::Restored => {
-                let pause = self.down.take().map_or(Duration::ZERO, |since| since.elapsed());
-                tracing::info!("{}: it is served again, after {} ms", self.name, pause.as_millis());
+                // Once for each time that it was gone: the vmm may say so as often as it likes.
+                if let Some(since) = self.down.take() {
+                    tracing::info!("{}: it is served again, after {} ms", self.name, since.elapsed().as_millis());
+                }
             }
-            DeviceEvent::NeedsReset(reason) => {
+            DeviceEvent::NeedsReset(reason) if self.news.take(Instant::now()) => {
                 tracing::warn!("{}: it asked the guest's driver for a reset: {reason}", self.name);
             }
+            DeviceEvent::NeedsReset(_) => {}
         }
     }
 
@@ -403,6 +412,13 @@ impl Device {
     /// Its process, if there is one.
     pub fn back_end(&self) -> Option<&BackEnd> {
         self.back_end.as_ref()
+    }
+
+    /// Reads what its process has written to standard error, all of it.
+    pub fn read_last_words(&mut self) {
+        if let Some(back_end) = &mut self.back_end {
+            back_end.process.words.read_last();
+        }
     }
 
     /// Reads what its process writes to standard error.

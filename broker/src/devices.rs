@@ -119,7 +119,7 @@ impl Drop for Devices {
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
             // Whatever comes of it, dropping the process kills and waits.
             let _ = poll(&mut [PollFd::new(back_end.process.pidfd(), PollFlags::POLLIN)], timeout);
-            device.read_words();
+            device.read_last_words();
         }
     }
 }

@@ -39,12 +39,12 @@ pub fn run(json: bool) -> u8 {
 fn probe() -> Result<Missing, BackEndError> {
     let all: Layers = Layer::ALL.into_iter().collect();
     let mut probe = BackEnd::start("probe", &all)?;
-    let ready = match probe.link.await_one(PATIENCE) {
+    let ready = match probe.link.await_one(std::time::Instant::now() + PATIENCE) {
         Ok(Some(FromDevice::Ready { landlock_proved, missing })) => (landlock_proved, missing),
         Ok(Some(FromDevice::Failed(reason))) => return Err(BackEndError::Failed(reason)),
         Ok(_) => return Err(BackEndError::Late),
         Err(_) => {
-            probe.process.words.read();
+            probe.process.words.read_last();
             return Err(BackEndError::Died);
         }
     };

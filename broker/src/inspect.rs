@@ -1,6 +1,7 @@
 //! What can be seen of a machine's processes, as JSON for programs and as text for people. The broker looks through /proc
 //! each time it is asked, as it did before it handed anything over; nothing here comes from the processes themselves.
 
+use ipc::telemetry::{MAX_TEXT, printable};
 use nix::unistd::Pid;
 use policy::Layer;
 use policy::verify::Verified;
@@ -87,7 +88,8 @@ fn one(process: &Value) -> String {
 
 fn word(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        // A process names what it makes: what is open under such a name is text of its own.
+        Value::String(text) => printable(text, MAX_TEXT),
         Value::Null => "?".into(),
         other => other.to_string(),
     }
@@ -106,5 +108,7 @@ mod tests {
         let gone = process("gone", "test", Pid::from_raw(i32::MAX));
         assert!(one(&gone).contains("cannot be seen"));
         text(&json!({ "processes": [{}, 7], "devices": ["x"] }));
+        let named = json!({ "name": "x", "descriptors": { "9": "/memfd:\u{1b}[2J" } });
+        assert!(!one(&named).contains('\u{1b}'));
     }
 }

@@ -11,6 +11,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use policy::last_words;
 use policy::launch::{Launch, LaunchError, Launched};
+use policy::layer::UnknownLayer;
 use policy::verify::{Verified, VerifyError};
 use policy::{Layer, Layers};
 
@@ -56,6 +57,10 @@ pub enum ProcessError {
     Verify(#[from] VerifyError),
     #[error("it did not see Landlock deny anything: use a kernel with Landlock, or --allow-missing landlock")]
     Landlock,
+    #[error("it says that it lacks the layer {layer}. Remedy: {}; or accept it with --allow-missing {layer}", layer.remedy())]
+    Lacks { layer: Layer },
+    #[error("it says that it lacks what is no layer")]
+    Unknown(#[from] UnknownLayer),
 }
 
 impl Process {
@@ -89,7 +94,9 @@ impl Process {
         holds: &[&str],
         tolerate: &Layers,
     ) -> Result<(), ProcessError> {
-        missing.iter().for_each(|layer| tracing::warn!("process {} says that it lacks the layer {layer}", self.pid()));
+        for layer in admitted(missing, tolerate)? {
+            tracing::warn!("process {} says that it lacks the layer {layer}, as was allowed", self.pid());
+        }
         if !landlock_proved && !tolerate.contains(&Layer::Landlock) {
             return Err(ProcessError::Landlock);
         }
@@ -149,6 +156,16 @@ impl Drop for Process {
     }
 }
 
+/// The layers that a process says it lacks. Some do not show from outside (`descriptors`, `speculation`): what is not
+/// tolerated is refused on its own word.
+fn admitted(missing: &[String], tolerate: &Layers) -> Result<Layers, ProcessError> {
+    let layers = missing.iter().map(|name| name.parse::<Layer>()).collect::<Result<Layers, _>>()?;
+    match layers.iter().find(|layer| !tolerate.contains(layer)) {
+        Some(layer) => Err(ProcessError::Lacks { layer: *layer }),
+        None => Ok(layers),
+    }
+}
+
 /// How a process died. In its PID namespace a process tells of a deadly signal by its exit code.
 pub fn manner(status: WaitStatus) -> String {
     match status {
@@ -172,4 +189,22 @@ fn beside_us(name: &str) -> Result<PathBuf, ProcessError> {
     let own = std::env::current_exe().map_err(ProcessError::OwnPath)?;
     let path = own.with_file_name(name);
     if path.is_file() { Ok(path) } else { Err(ProcessError::Missing(path)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_it_says_it_lacks_must_be_tolerated() {
+        let said = |names: &[&str], tolerate: &[Layer]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            admitted(&names, &tolerate.iter().copied().collect())
+        };
+        assert!(said(&[], &[]).unwrap().is_empty());
+        let error = said(&["speculation"], &[Layer::Landlock]).unwrap_err();
+        assert!(error.to_string().contains("--allow-missing speculation"), "{error}");
+        assert_eq!(said(&["speculation"; 99], &[Layer::Speculation]).unwrap().len(), 1);
+        assert!(matches!(said(&["nothing", "speculation"], &Layer::ALL), Err(ProcessError::Unknown(_))));
+    }
 }

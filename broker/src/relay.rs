@@ -4,6 +4,7 @@
 //! bytes at a time, and while it is not, the socket fills and the guest's serial port waits. No byte is lost.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -85,6 +86,16 @@ impl Relay {
         actions
     }
 
+    /// The vmm has ended. What it wrote is still shown, and nothing after that: somebody else may hold its end too, and never
+    /// close it.
+    pub fn end_of_vmm(&mut self, console: &UnixStream) {
+        self.to_guest.clear();
+        // Takes nothing more; what is there can be read, and then the end (shutdown(2), unix(7)).
+        if console.shutdown(Shutdown::Read).is_err() {
+            self.console_open = false;
+        }
+    }
+
     /// The console socket is readable, or at its end.
     pub fn read_console(&mut self, console: &mut UnixStream) {
         let mut buffer = [0; CHUNK];
@@ -120,5 +131,29 @@ impl Relay {
                 self.to_operator.clear();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_console_ends_with_the_vmm_whoever_else_holds_it() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let mut relay = Relay::new(false, false, Some(file.try_clone().unwrap().into()));
+        let text = vec![b'x'; 3 * CHUNK];
+        theirs.write_all(&text).unwrap();
+        relay.end_of_vmm(&ours);
+        // `theirs` stays open.
+        assert!(theirs.write(b"more").is_err());
+        for _ in 0..10 {
+            relay.read_console(&mut ours);
+            relay.write_output();
+        }
+        assert!(relay.finished());
+        assert_eq!(file.metadata().unwrap().len(), text.len() as u64);
     }
 }

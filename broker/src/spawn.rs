@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipc::ChannelError;
 use ipc::control::{DiskConfig, FromVmm, Prepare, Start, ToVmm};
@@ -84,7 +84,7 @@ pub fn spawn(options: &RunOptions, tolerate: &Layers) -> Result<Spawned, SpawnEr
 impl Spawned {
     /// Waits until the vmm says that it is confined, and looks whether it is.
     pub fn verify(&mut self, tolerate: &Layers) -> Result<(), SpawnError> {
-        match self.link.await_one(PATIENCE) {
+        match self.link.await_one(Instant::now() + PATIENCE) {
             Ok(Some(FromVmm::Ready { landlock_proved, missing })) => {
                 Ok(self.process.verify(landlock_proved, &missing, &HOLDS, tolerate)?)
             }
@@ -92,7 +92,7 @@ impl Spawned {
             // The table permits nothing else now.
             Ok(_) => Err(SpawnError::Late),
             Err(error) => {
-                self.process.words.read();
+                self.process.words.read_last();
                 Err(error.into())
             }
         }

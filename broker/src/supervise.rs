@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ipc::ChannelError;
 use ipc::control::{FromVmm, ToVmm};
 use ipc::outcome::{Outcome, cause_chain};
+use ipc::rate::Bucket;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use crate::devices::{Devices, Part};
 use crate::escape::Action;
 use crate::heart::{Heart, Pulse};
 use crate::inspect;
-use crate::link::BUDGET;
+use crate::link::TURN;
 use crate::relay::Relay;
 use crate::runtime::Socket;
 use crate::signals::StopSignals;
@@ -27,10 +28,15 @@ use crate::spawn::Vmm;
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// How long the vmm may take to end after it was told to.
 const STOP_GRACE: Duration = Duration::from_secs(3);
+/// How long it may take to end by itself.
+const LEAVE_GRACE: Duration = Duration::from_secs(10);
 
 /// Between two questions whether the vmm answers, and silence that is worth a message. A vmm is not replaced for silence:
 /// the guest's state is in it.
 const BEAT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(30));
+
+/// News of one kind that are told at once, and a second. Those beyond are not told.
+pub const NEWS: (u32, u32) = (20, 1);
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +91,12 @@ pub struct Supervisor {
     outcome: Option<Outcome>,
     stats: Vec<(String, u64)>,
     link_open: bool,
+    /// When a vmm that said that it is at its end, or let go of its channel, is killed.
+    leave_by: Option<Instant>,
     status: Option<WaitStatus>,
     heart: Heart,
+    /// How often the guest's resets are told: it may reset as often as it likes.
+    news: Bucket,
 }
 
 impl Supervisor {
@@ -106,8 +116,10 @@ impl Supervisor {
             outcome,
             stats,
             link_open: true,
+            leave_by: None,
             status,
             heart,
+            news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
         }
     }
 
@@ -190,21 +202,24 @@ impl Supervisor {
                     self.asked_to_end();
                 }
             }
-            Source::Link => self.take_reports(),
+            Source::Link => self.take_reports(TURN),
             Source::VmmEnd => {
                 self.status = Some(self.vmm.process.wait()?);
-                // More than the socket holds.
-                (0..BUDGET).for_each(|_| self.take_reports());
+                // What it said before its end, all of it.
+                self.vmm.link.close();
+                self.take_reports(u32::MAX);
+                self.vmm.process.words.read_last();
+                self.relay.end_of_vmm(&self.vmm.console);
                 self.devices.retire();
             }
-            Source::Words => self.vmm.process.words.read(),
+            Source::Words => drop(self.vmm.process.words.read()),
             Source::Console => self.serve_console(flags),
             Source::Input => self.read_input(),
             Source::Output => self.relay.write_output(),
             Source::Api => self.serve_api(),
             Source::Device(index, part) => {
                 // A device ends because the vmm does: what the vmm said last was said before.
-                self.take_reports();
+                self.take_reports(TURN);
                 self.devices.serve(index, part, &mut self.vmm.link);
             }
         }
@@ -289,12 +304,21 @@ impl Supervisor {
         self.ending = Ending::Killed;
     }
 
+    /// There is nothing left for the vmm but to end.
+    fn leaving(&mut self) {
+        self.leave_by.get_or_insert(Instant::now() + LEAVE_GRACE);
+    }
+
     fn check_patience(&mut self) -> io::Result<()> {
         let now = Instant::now();
         match self.heart.turn(now) {
             Pulse::Ask(number) => self.request(&ToVmm::Beat(number)),
             Pulse::Silent(long) => tracing::warn!("the vmm has not answered for {} s", long.as_secs()),
             Pulse::Calm => {}
+        }
+        if self.leave_by.take_if(|until| *until <= now).is_some() && self.status.is_none() {
+            tracing::warn!("the vmm is at its end and has not ended in {} s: killing it", LEAVE_GRACE.as_secs());
+            self.vmm.process.kill();
         }
         match self.ending {
             Ending::Asked(until) if now >= until => {
@@ -318,22 +342,22 @@ impl Supervisor {
             Ending::Asked(until) | Ending::Stopping(until) => until.min(beat),
             Ending::No | Ending::Killed => beat,
         };
-        let others = [self.devices.next(), self.api.as_ref().and_then(Api::next)];
+        let others = [self.leave_by, self.devices.next(), self.api.as_ref().and_then(Api::next)];
         let until = others.into_iter().flatten().fold(until, Instant::min);
         let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
         PollTimeout::try_from(left as i32).unwrap_or(PollTimeout::MAX)
     }
 
-    /// What the vmm has said, up to a limit: the rest is there at the next turn.
-    fn take_reports(&mut self) {
-        for _ in 0..BUDGET {
-            if !self.link_open {
-                return;
-            }
-            match self.vmm.link.hear() {
+    /// Hears what the vmm has said, in so many packets at most.
+    fn take_reports(&mut self, mut packets: u32) {
+        while self.link_open {
+            match self.vmm.link.hear(&mut packets) {
                 Ok(Some(report)) => self.note(report),
                 Ok(None) => return,
-                Err(ChannelError::Closed) => self.link_open = false,
+                Err(ChannelError::Closed) => {
+                    self.link_open = false;
+                    self.leaving();
+                }
                 Err(error) => {
                     // It is broken, or in other hands. What it says from now on is of no interest.
                     self.link_open = false;
@@ -350,7 +374,11 @@ impl Supervisor {
                 tracing::debug!("{protocol} kernel on engine {engine}, started in {} us", startup_ns / 1000);
                 self.stats.insert(0, ("vmm.startup_us".into(), startup_ns / 1000));
             }
-            FromVmm::Rebooted { cause } => tracing::info!("the guest reset ({cause}): starting again"),
+            FromVmm::Rebooted { cause } => {
+                if self.news.take(Instant::now()) {
+                    tracing::info!("the guest reset ({cause}): starting again");
+                }
+            }
             FromVmm::Device { device, connection, event } => {
                 self.devices.reported(device, connection, event, &mut self.vmm.link);
             }
@@ -363,6 +391,7 @@ impl Supervisor {
                 self.devices.retire();
                 self.outcome = Some(outcome);
                 self.stats.extend(stats);
+                self.leaving();
             }
             // Told before the guest was started; log events do not come here.
             FromVmm::Ready { .. } | FromVmm::Log(_) => {}

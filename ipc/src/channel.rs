@@ -4,11 +4,11 @@
 //! any more: its peer is dropped.
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::frame::{self, FrameError, MAX_PACKET};
@@ -88,6 +88,12 @@ impl<Out: Message, In: Message> Channel<Out, In> {
             Err(Errno::EPIPE | Errno::ECONNRESET) => Err(ChannelError::Closed),
             Err(source) => Err(ChannelError::Send(source)),
         }
+    }
+
+    /// Takes no more packets. Those that have come can still be received; after them the channel is closed.
+    pub fn close(&self) {
+        // A socket that is not connected any more takes nothing either.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
     }
 
     /// Waits for a message.

@@ -33,7 +33,7 @@ pub const MIN_MEMORY: u64 = 1 << 20;
 /// Most guest RAM in bytes: what 36 physical address bits reach, less the PCI hole.
 pub const MAX_MEMORY: u64 = 63 << 30;
 /// Longest text in a message from a confined process, in bytes.
-const MAX_TEXT: usize = 8 << 10;
+pub const MAX_TEXT: usize = 8 << 10;
 /// Most counters at the end.
 const MAX_COUNTERS: usize = 4096;
 

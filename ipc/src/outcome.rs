@@ -49,6 +49,14 @@ impl Outcome {
             Self::StartFailed(_) => START_FAILED,
         }
     }
+
+    /// What it says beyond its kind: the vmm's own text.
+    pub fn text(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Reset(text) | Self::Unsupported(text) | Self::StartFailed(text) => Some(text),
+            Self::PowerOff | Self::DebugExit(_) | Self::Stopped => None,
+        }
+    }
 }
 
 impl std::fmt::Display for Outcome {

@@ -133,10 +133,26 @@ impl Intake {
             self.lost = self.lost.saturating_add(1);
             return None;
         }
-        let lost = std::mem::take(&mut self.lost);
-        let printable = text.trim_end().chars().take(MAX_TEXT).map(|c| if c.is_control() { '?' } else { c });
-        Some((printable.collect(), lost))
+        Some((printable(text, MAX_TEXT), std::mem::take(&mut self.lost)))
     }
+}
+
+/// A confined process's text as an operator may see it: what a terminal would obey, or would not show, is escaped as in a
+/// Rust string (control characters, changes of direction, line ends), and what is longer than `most` bytes is cut.
+pub fn printable(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    for character in text.trim_end().chars() {
+        match character {
+            // Escaped in source only.
+            '\'' | '"' | '\\' => shown.push(character),
+            other => shown.extend(other.escape_debug()),
+        }
+        if shown.len() > most {
+            shown.truncate(shown.floor_char_boundary(most));
+            break;
+        }
+    }
+    shown
 }
 
 #[cfg(test)]

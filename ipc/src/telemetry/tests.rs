@@ -65,9 +65,25 @@ fn the_broker_limits_and_strips_what_it_shows() {
     let start = Instant::now();
     let mut intake = Intake::new(start);
     let (text, lost) = intake.admit("a\u{1b}[2Jb\r\nc\n", start).unwrap();
-    assert_eq!((&text[..], lost), ("a?[2Jb??c", 0));
+    assert_eq!((&text[..], lost), (r"a\u{1b}[2Jb\r\nc", 0));
     let shown = (0..1000).filter(|_| intake.admit("x", start).is_some()).count() as u64;
     assert_eq!(shown, 2 * u64::from(BURST) - 1);
     let (_, lost) = intake.admit("x", start + Duration::from_secs(1)).unwrap();
     assert_eq!(lost, 1000 - shown);
+}
+
+#[test]
+fn nothing_that_a_terminal_obeys_is_shown() {
+    assert_eq!(printable("plain \"text\" of `Grüße` \\ it's\n", MAX_TEXT), "plain \"text\" of `Grüße` \\ it's");
+    for hostile in ["\u{1b}]0;x\u{7}", "\u{9b}2J", "\u{7f}", "\r", "\u{202e}", "\u{2028}", "\0", "\u{2066}", "\t"] {
+        let shown = printable(&format!("{hostile}x"), MAX_TEXT);
+        assert!(shown.starts_with('\\') && shown.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{shown:?}");
+        assert_eq!(printable(&shown, MAX_TEXT), shown, "once is enough");
+    }
+    for long in ["x", "é", "\u{1b}"] {
+        assert!(
+            (MAX_TEXT - 10..=MAX_TEXT).contains(&printable(&long.repeat(2 * MAX_TEXT), MAX_TEXT).len()),
+            "{long:?}"
+        );
+    }
 }
