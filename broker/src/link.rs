@@ -230,6 +230,8 @@ mod tests {
         assert_eq!(link.hear(&mut { TURN }).unwrap(), Some(FromDevice::Failed(r"\u{1b}[2J".into())));
     }
 
+    type Step<'a> = &'a dyn Fn(&mut Conversation) -> Result<(), ChannelError>;
+
     fn bring_to(conversation: &mut Conversation, phase: Phase) {
         let prepare = Prepare { memory: 1 << 20, engine: String::new(), cpu: String::new(), log_filter: String::new() };
         let start = Start {
@@ -242,7 +244,7 @@ mod tests {
         };
         let ready = FromVmm::Ready { landlock_proved: true, missing: vec![] };
         let started = FromVmm::Started { protocol: String::new(), engine: String::new(), startup_ns: 0 };
-        let steps: [&dyn Fn(&mut Conversation) -> Result<(), ChannelError>; 4] = [
+        let steps: [Step<'_>; 4] = [
             &|c| c.pass(&ToVmm::Prepare(prepare.clone())),
             &|c| c.pass(&ready),
             &|c| c.pass(&ToVmm::Start(start.clone())),

@@ -148,7 +148,9 @@ pub fn printable(text: &str, most: usize) -> String {
             other => shown.extend(other.escape_debug()),
         }
         if shown.len() > most {
-            shown.truncate(shown.floor_char_boundary(most));
+            while shown.len() > most {
+                shown.pop();
+            }
             break;
         }
     }

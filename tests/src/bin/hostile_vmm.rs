@@ -100,7 +100,8 @@ fn escape(broker: &Channel<FromVmm, ToVmm>) -> Result<(), Box<dyn Error>> {
     broker.send(&log(CLEAR), &[])?;
     broker.send(&started(CLEAR), &[])?;
     broker.send(&FromVmm::Rebooted { cause: CLEAR.into() }, &[])?;
-    Ok(eprintln!("{CLEAR}"))
+    eprintln!("{CLEAR}");
+    Ok(())
 }
 
 /// More than one read of the broker's takes.

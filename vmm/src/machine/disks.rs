@@ -4,13 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::io::Shared;
+use super::news::News;
 use crate::Uplink;
 use crate::chipset::{Board, platform};
 use crate::cpu::Lines;
 use crate::mmu::GuestRam;
-use crate::outcome::cause_chain;
 use crate::virtio::{Assigned, Block, Command, Event, FrontEnd, Kind, Parts, Pins, Port, VirtioPci, Wanted};
-use ipc::control::{DiskConfig, FromVmm};
+use ipc::control::DiskConfig;
 
 /// How long a disk's process may take to shake hands when the machine starts.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -67,6 +68,8 @@ pub struct Host<'a> {
     pub board: &'a Arc<Board>,
     pub lines: &'a Arc<Lines>,
     pub uplink: &'a Arc<Uplink>,
+    pub news: &'a Arc<News>,
+    pub shared: &'a Arc<Shared>,
 }
 
 /// Attaches `disks` in the order of their slots. Their processes shake hands all at the same time.
@@ -105,10 +108,11 @@ fn plug(
         _ => return Err(DiskError::Silent(name)),
     };
     let (uplink, device) = (host.uplink.clone(), u16::from(slot - platform::VIRTIO_SLOT));
+    let (news, shared) = (host.news.clone(), host.shared.clone());
     let report = move |connection, event| {
-        let report = FromVmm::Device { device, connection, event };
-        if let Err(error) = uplink.say(&report) {
-            tracing::debug!("reporting to the broker: {}", cause_chain(&error));
+        if !news.tell(device, connection, event, |message| uplink.say(message)) {
+            // Its thread says it again when there is room.
+            shared.wake();
         }
     };
     let index = u32::from(slot - platform::VIRTIO_SLOT);

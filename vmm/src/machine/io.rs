@@ -12,6 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::alarm::Alarm;
 use super::console::Console;
+use super::news::News;
 use crate::Uplink;
 use crate::chipset::Board;
 use crate::cpu::Lines;
@@ -99,7 +100,14 @@ impl Shared {
 }
 
 /// Runs until the machine has ended and its output is written, or the operator cares no more.
-pub fn run(shared: &Shared, board: &Board, devices: &[Arc<VirtioPci>], uplink: &Uplink, mut console: Console) {
+pub fn run(
+    shared: &Shared,
+    board: &Board,
+    devices: &[Arc<VirtioPci>],
+    uplink: &Uplink,
+    news: &News,
+    mut console: Console,
+) {
     let mut uplink_open = true;
     loop {
         let ended = shared.ended.load(Ordering::Acquire);
@@ -107,7 +115,10 @@ pub fn run(shared: &Shared, board: &Board, devices: &[Arc<VirtioPci>], uplink: &
         if ended && (!console.pending() || shared.stopped()) {
             return;
         }
-        let ready = wait(shared, uplink_open.then_some(uplink), &console);
+        let mut interest = PollFlags::POLLIN;
+        // What found no room in the channel waits for some.
+        interest.set(PollFlags::POLLOUT, !news.retry(|message| uplink.say(message)));
+        let ready = wait(shared, uplink_open.then_some((uplink, interest)), &console);
         let Some([wake, orders, stream]) = ready else { continue };
         if !wake.is_empty() {
             let _ = shared.wake.read();
@@ -122,13 +133,13 @@ pub fn run(shared: &Shared, board: &Board, devices: &[Arc<VirtioPci>], uplink: &
 }
 
 /// Waits for any of wake, uplink and console. None if a signal came first.
-fn wait(shared: &Shared, uplink: Option<&Uplink>, console: &Console) -> Option<[PollFlags; 3]> {
+fn wait(shared: &Shared, uplink: Option<(&Uplink, PollFlags)>, console: &Console) -> Option<[PollFlags; 3]> {
     let input = PollFlags::POLLIN;
     let mut places = vec![0];
     let mut fds = vec![PollFd::new(shared.wake.as_fd(), input)];
-    if let Some(uplink) = uplink {
+    if let Some((uplink, interest)) = uplink {
         places.push(1);
-        fds.push(PollFd::new(uplink.as_fd(), input));
+        fds.push(PollFd::new(uplink.as_fd(), interest));
     }
     if let Some((fd, flags)) = console.interest() {
         places.push(2);

@@ -10,6 +10,7 @@ mod disks;
 mod foundation;
 mod io;
 mod kick;
+mod news;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use disks::{Disk, DiskError};
 pub use foundation::Foundation;
 use io::Shared;
 use ipc::control::FromVmm;
+use news::News;
 
 /// A20 masked: address bit 20 reads as zero.
 const A20_MASKED: u32 = !(1 << 20);
@@ -82,6 +84,7 @@ pub struct Machine {
     uplink: Arc<Uplink>,
     console: Option<Console>,
     devices: Vec<Arc<VirtioPci>>,
+    news: Arc<News>,
     no_reboot: bool,
     started_ns: u64,
     counters: Counters,
@@ -101,7 +104,9 @@ impl Machine {
     pub fn new(foundation: Foundation, parts: Parts) -> Result<Self, MachineError> {
         let Foundation { ram, engine, lines, shared } = foundation;
         let board = Self::board(&ram, &lines, &shared);
-        let host = Host { ram: &ram, board: &board, lines: &lines, uplink: &parts.uplink };
+        let news = Arc::new(News::default());
+        let host =
+            Host { ram: &ram, board: &board, lines: &lines, uplink: &parts.uplink, news: &news, shared: &shared };
         let devices = disks::attach(parts.disks, &host)?;
         let mut vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
         vcpu.model = parts.cpu;
@@ -115,6 +120,7 @@ impl Machine {
             uplink: parts.uplink,
             console: Some(Console::new(parts.console)),
             devices,
+            news,
             no_reboot: parts.no_reboot,
             started_ns: parts.started_ns,
             counters: Counters::default(),
@@ -166,11 +172,11 @@ impl Machine {
     fn start_io(&mut self) -> Result<thread::JoinHandle<()>, MachineError> {
         kick::adopt(&self.vcpu.lines);
         let (shared, board, uplink) = (self.shared.clone(), self.board.clone(), self.uplink.clone());
-        let devices = self.devices.clone();
+        let (devices, news) = (self.devices.clone(), self.news.clone());
         let console = self.console.take().unwrap_or_else(|| Console::new(None));
         thread::Builder::new()
             .name("io".into())
-            .spawn(move || io::run(&shared, &board, &devices, &uplink, console))
+            .spawn(move || io::run(&shared, &board, &devices, &uplink, &news, console))
             .map_err(MachineError::Thread)
     }
 
