@@ -14,9 +14,19 @@ use crate::profile::{Limits, Speculation};
 /// How long a thread that has ended may stay listed.
 const GONE: Duration = Duration::from_secs(5);
 
+/// Heaps that threads allocate from at most. Past eight, glibc would ask a file how many processors there are, to choose
+/// a limit itself, and no file can be opened then.
+#[cfg(target_env = "gnu")]
+const ARENAS: i32 = 4;
+
 /// Makes a thread and waits until it is gone. With its first thread the C library takes two signals for itself, which it
-/// cannot when changing handlers is denied.
+/// cannot when changing handlers is denied. Its allocator is told all that it would ask the system for later.
 pub fn prime_threads() -> Result<(), ConfineError> {
+    // SAFETY: takes plain numbers; it fails for numbers that it does not know only.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS)
+    };
     let primed = std::thread::Builder::new().spawn(|| {}).map(|thread| drop(thread.join()));
     primed.map_err(ConfineError::Prime)?;
     let deadline = Instant::now() + GONE;
