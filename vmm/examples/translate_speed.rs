@@ -5,32 +5,10 @@ use std::sync::Arc;
 
 use iced_x86::code_asm::*;
 use nix::time::{ClockId, clock_gettime};
-use vmm::cpu::{Bus, Lines, Segment, Vcpu, attr, cr0, seg};
+use vmm::cpu::{EmptyBus, Lines, Segment, Vcpu, attr, cr0, seg};
 use vmm::engine::translate::Translator;
 use vmm::engine::{Engine, Exit};
 use vmm::mmu::GuestRam;
-
-struct Nothing;
-
-impl Bus for Nothing {
-    fn port_read(&self, _: usize, _: u16, width: u8) -> u32 {
-        u32::MAX >> (32 - 8 * width as u32)
-    }
-    fn port_write(&self, _: usize, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn acknowledge(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn apic_msr_write(&self, _: usize, _: u32, _: u64) -> bool {
-        false
-    }
-}
 
 const CODE: u32 = 0x10_0000;
 const DATA: u32 = 0x8_0000;
@@ -40,7 +18,7 @@ const RUNS: u32 = 9;
 fn machine(program: &[u8]) -> Result<Vcpu, Box<dyn std::error::Error>> {
     let ram = Arc::new(GuestRam::new(16 << 20)?);
     ram.write(CODE as u64, program);
-    let mut v = Vcpu::new(0, ram, Arc::new(Nothing), Arc::new(Lines::default()));
+    let mut v = Vcpu::new(0, ram, Arc::new(EmptyBus), Arc::new(Lines::default()));
     let flat = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::DB | attr::G;
     for (which, s) in v.state.seg.iter_mut().enumerate() {
         let code = if which == seg::CS { attr::CODE } else { 0 };
