@@ -119,6 +119,23 @@ impl Bare {
         self.asm.out(u32::from(port), al)
     }
 
+    /// Writes an MSR's low half. Clobbers EAX, ECX and EDX.
+    pub fn msr(&mut self, index: u32, value: u32) -> Emit {
+        self.asm.mov(ecx, index)?;
+        self.asm.mov(eax, value)?;
+        self.asm.xor(edx, edx)?;
+        self.asm.wrmsr()
+    }
+
+    /// The whole of a handler that counts the timer's interrupts at [`at::SCRATCH`].
+    pub fn tick(&mut self) -> Emit {
+        self.asm.push(eax)?;
+        self.asm.inc(dword_ptr(at::SCRATCH))?;
+        self.out(0x20, 0x20)?;
+        self.asm.pop(eax)?;
+        self.asm.iretd()
+    }
+
     /// The timer's interrupt, input 0, is requested and stays so: IF is clear, the input is open.
     pub fn request_timer(&mut self) -> Emit {
         self.asm.cli()?;

@@ -71,11 +71,7 @@ fn ticks_and_gates() -> Outcome {
                 (b.asm.create_label(), b.asm.create_label(), b.asm.create_label(), b.asm.create_label());
             b.asm.jmp(over)?;
             b.asm.set_label(&mut tick)?;
-            b.asm.push(eax)?;
-            b.asm.inc(dword_ptr(at::SCRATCH))?;
-            b.out(0x20, 0x20)?;
-            b.asm.pop(eax)?;
-            b.asm.iretd()?;
+            b.tick()?;
             b.asm.set_label(&mut flags)?;
             b.asm.pushfd()?;
             b.asm.pop(ecx)?;

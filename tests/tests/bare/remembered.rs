@@ -240,13 +240,6 @@ fn set_handler(b: &mut Bare, handler: CodeLabel) -> Emit {
     b.asm.wrmsr()
 }
 
-fn msr(b: &mut Bare, index: u32, value: u32) -> Emit {
-    b.asm.mov(ecx, index)?;
-    b.asm.mov(eax, value)?;
-    b.asm.xor(edx, edx)?;
-    b.asm.wrmsr()
-}
-
 /// SYSENTER from ring 3, which comes back behind it.
 fn enter(b: &mut Bare) -> Emit {
     let mut back = b.asm.create_label();
@@ -309,8 +302,8 @@ fn rings_change() -> Outcome {
     check(
         |b| {
             b.page_4k()?;
-            msr(b, 0x174, u32::from(sel::CODE))?;
-            msr(b, 0x175, at::STACK - 0x4000)?;
+            b.msr(0x174, u32::from(sel::CODE))?;
+            b.msr(0x175, at::STACK - 0x4000)?;
             let plain = handler(b, |b| at_tenth(b, |_| Ok(())).and_then(|()| b.asm.sysexit()))?;
             twelve(b, "plain", plain)?;
             let held = handler(b, |b| {
@@ -332,10 +325,10 @@ fn rings_change() -> Outcome {
             twelve(b, "alignment", aligned)?;
             let untimed = handler(b, |b| at_tenth(b, |b| b.cr4_set(4)).and_then(|()| b.asm.sysexit()))?;
             twelve(b, "time stamp", untimed)?;
-            let nothing = handler(b, |b| at_tenth(b, |b| msr(b, 0x174, 0)).and_then(|()| b.asm.sysexit()))?;
+            let nothing = handler(b, |b| at_tenth(b, |b| b.msr(0x174, 0)).and_then(|()| b.asm.sysexit()))?;
             b.poke(at::SCRATCH + 4, 0)?;
             twelve(b, "no sysexit", nothing)?;
-            msr(b, 0x174, u32::from(sel::CODE))?;
+            b.msr(0x174, u32::from(sel::CODE))?;
             let counted = handler(b, |b| b.asm.add(dword_ptr(at::SCRATCH + 4), 1).and_then(|()| b.asm.sysexit()))?;
             let moves = handler(b, |b| at_tenth(b, |b| set_handler(b, counted)).and_then(|()| b.asm.sysexit()))?;
             twelve(b, "other handler", moves)?;
@@ -368,11 +361,7 @@ fn shadows_hold() -> Outcome {
             let mut tick = b.asm.create_label();
             b.asm.jmp(over)?;
             b.asm.set_label(&mut tick)?;
-            b.asm.push(eax)?;
-            b.asm.inc(dword_ptr(at::SCRATCH))?;
-            b.out(0x20, 0x20)?;
-            b.asm.pop(eax)?;
-            b.asm.iretd()?;
+            b.tick()?;
             b.asm.set_label(&mut over)?;
             b.asm.nop()?;
             for (name, way) in [("call", 0), ("jump", 1), ("return", 2), ("push", 3)] {

@@ -11,14 +11,6 @@ const COUNT: u32 = at::SCRATCH;
 /// What a handler saw.
 const SEEN: u32 = at::SCRATCH + 0x10;
 
-/// Writes an MSR's low half. Clobbers EAX, ECX and EDX.
-fn msr(b: &mut Bare, index: u32, value: u32) -> Emit {
-    b.asm.mov(ecx, index)?;
-    b.asm.mov(eax, value)?;
-    b.asm.xor(edx, edx)?;
-    b.asm.wrmsr()
-}
-
 /// A handler's body: counts in a supervisor page that ring 3 cannot reach, and notes its CS, SS and IF.
 fn count(b: &mut Bare) -> Emit {
     b.asm.inc(dword_ptr(COUNT))?;
@@ -82,11 +74,11 @@ fn with_paging() -> Outcome {
             b.gate(0x30, sel::CODE, int, 0xee)?;
             b.fault_in_ring3("int", |b| hundred(b, |b| b.asm.int(0x30)))?;
             report(b, "ints")?;
-            msr(b, 0x174, u32::from(sel::CODE))?;
-            msr(b, 0x175, at::STACK - 0x4000)?;
+            b.msr(0x174, u32::from(sel::CODE))?;
+            b.msr(0x175, at::STACK - 0x4000)?;
             b.address(fast)?;
             b.asm.mov(ebx, eax)?;
-            msr(b, 0x176, 0)?;
+            b.msr(0x176, 0)?;
             b.asm.mov(eax, ebx)?;
             b.asm.wrmsr()?;
             b.fault_in_ring3("sysenter", |b| {
@@ -110,7 +102,7 @@ fn with_paging() -> Outcome {
             report(b, "calls")?;
             b.fault_in_ring3("closed", |b| b.poke(COUNT, 0))?;
             b.fault_in_ring3("sysexit", |b| b.asm.sysexit())?;
-            msr(b, 0x174, 0)?;
+            b.msr(0x174, 0)?;
             b.fault_in_ring3("no sysenter", |b| b.asm.sysenter())
         },
         "int: #31 at +00000013 cs 001b fl 00000002 sp 0023:001c0000
