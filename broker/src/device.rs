@@ -35,6 +35,8 @@ use table::{Action, Event, State};
 const LEAVING: Duration = Duration::from_millis(500);
 /// Between two questions whether it is there, and silence that means that it hangs.
 const BEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// Why a process that somebody stopped was ended. The vmm's patience with it may end before ours: both say the same.
+const STOPPED: &str = "somebody stopped it";
 
 /// Who serves a disk.
 #[derive(Debug)]
@@ -370,8 +372,9 @@ impl Device {
             match self.state {
                 State::Pausing => self.happened(Event::Due, context),
                 _ => {
+                    let stopped = self.back_end.as_ref().is_some_and(|back_end| back_end.process.stopped());
                     let doubt = self.doubt.take().unwrap_or("it took too long".into());
-                    self.cause.get_or_insert((doubt, true));
+                    self.cause.get_or_insert(if stopped { (STOPPED.into(), false) } else { (doubt, true) });
                     self.happened(Event::Late, context);
                 }
             }
@@ -395,8 +398,8 @@ impl Device {
                 }
                 false => {
                     let stopped = back_end.process.stopped();
-                    let how = if stopped { "somebody stopped it, for" } else { "it has not answered for" };
-                    self.cause = Some((format!("{how} {} s", long.as_secs()), !stopped));
+                    let silent = || format!("it has not answered for {} s", long.as_secs());
+                    self.cause = Some((if stopped { STOPPED.into() } else { silent() }, !stopped));
                     self.happened(Event::Silent, context);
                 }
             },
