@@ -5,6 +5,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
+use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 
 use crate::workspace;
@@ -29,13 +30,21 @@ impl Daemon {
     }
 
     /// Serves a raw image by QEMU's storage daemon.
-    pub fn start_qemu(image: &Path) -> Result<Self, Box<dyn Error>> {
+    pub fn start_qemu(image: &Path, read_only: bool) -> Result<Self, Box<dyn Error>> {
         let socket = image.with_extension("sock");
         let mut command = Command::new("qemu-storage-daemon");
-        command.arg("--blockdev").arg(format!("driver=file,node-name=disk,filename={},discard=unmap", image.display()));
-        let export = "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=";
-        command.arg("--export").arg(format!("{export}{}", socket.display()));
+        // Its locks conflict with other readers'.
+        let (fixed, writable) = if read_only { ("on,locking=off", "off") } else { ("off", "on") };
+        let node = format!("driver=file,node-name=disk,filename={},discard=unmap,read-only={fixed}", image.display());
+        command.arg("--blockdev").arg(node);
+        let export = "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix";
+        command.arg("--export").arg(format!("{export},writable={writable},addr.path={}", socket.display()));
         Self::spawn(command, socket)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
     }
 
     fn spawn(mut command: Command, socket: PathBuf) -> Result<Self, Box<dyn Error>> {

@@ -75,7 +75,7 @@ fn uses_its_disks(engine: &str, append: &str) -> Outcome {
     let own = Daemon::start(&dir.path().join("own"), &["--serial", "BULKHEAD-1"])?;
     let (mut sockets, mut script) = (vec![own.socket.clone()], "sh /suite/disk.sh vda".to_owned());
     let mut expected = report("vda", &traits("BULKHEAD-1", 4096, 2048 * MIB), &before);
-    let qemu = if names.len() > 1 { Some(Daemon::start_qemu(&dir.path().join("qemu"))?) } else { None };
+    let qemu = if names.len() > 1 { Some(Daemon::start_qemu(&dir.path().join("qemu"), false)?) } else { None };
     if let Some(qemu) = &qemu {
         sockets.push(qemu.socket.clone());
         script.push_str("; sh /suite/disk.sh vdb");
