@@ -2,14 +2,19 @@
 //! And the disk process that serves an image.
 
 use std::error::Error;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 
 use crate::workspace;
 
+/// How long a socket may be there before anybody listens.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// 1 MiB.
 pub const MIB: usize = 1 << 20;
 
@@ -47,13 +52,28 @@ impl Daemon {
         Pid::from_raw(self.child.id() as i32)
     }
 
+    /// A connection to it. Its socket is there a moment before it listens.
+    pub fn connect(&self) -> std::io::Result<UnixStream> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match UnixStream::connect(&self.socket) {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                other => return other,
+            }
+        }
+    }
+
     fn spawn(mut command: Command, socket: PathBuf) -> Result<Self, Box<dyn Error>> {
+        // Of an earlier one.
+        let _ = std::fs::remove_file(&socket);
         let mut daemon = Self { child: command.spawn()?, socket };
         while !daemon.socket.exists() {
             if let Some(status) = daemon.child.try_wait()? {
                 return Err(format!("the disk process ended at once: {status}").into());
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         Ok(daemon)
     }

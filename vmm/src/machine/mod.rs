@@ -273,6 +273,19 @@ impl Machine {
         }
     }
 
+    /// Waits until no process writes RAM any more for what the guest asked for before a reset of its devices.
+    fn quiesce(&mut self) {
+        loop {
+            self.serve_devices();
+            if self.shared.stopped() || !self.devices.iter().any(|device| device.is_resetting()) {
+                return;
+            }
+            let lines = &self.vcpu.lines;
+            kick::sleep_until_kicked(|| lines.requested());
+            lines.take_request();
+        }
+    }
+
     fn set_a20(&mut self, open: bool) {
         let mask = if open { u32::MAX } else { A20_MASKED };
         if self.vcpu.state.a20_mask != mask {
@@ -291,6 +304,7 @@ impl Machine {
         self.board.reset();
         // Events of the old life concern nobody.
         while self.board.take_event().is_some() {}
+        self.quiesce();
         self.ram.clear();
         self.vcpu.mmu.flush(Flush::All);
         self.engine.invalidate(&mut self.vcpu, 0, u64::MAX);

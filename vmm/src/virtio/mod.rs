@@ -27,6 +27,7 @@ mod pci;
 mod pool;
 mod region;
 mod shadow;
+mod transfer;
 
 pub use block::Block;
 pub use device::{Parts, Report, VirtioPci};
