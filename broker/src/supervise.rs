@@ -237,7 +237,7 @@ impl Supervisor {
         match request {
             Request::Inspect => {
                 let (devices, mut processes) = self.devices.report();
-                processes.insert(0, inspect::process("vmm", "vmm", self.vmm.process.pid()));
+                processes.insert(0, inspect::process("vmm", "vmm", self.vmm.process.pid(), true));
                 json!({ "name": self.name, "broker": std::process::id(), "processes": processes, "devices": devices })
             }
             Request::Restart { device } => match self.devices.restart(device, &mut self.vmm.link) {
