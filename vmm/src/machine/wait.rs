@@ -30,7 +30,7 @@ impl Wait {
         }
         let completed = || devices.iter().any(|device| device.has_completed());
         // All of them: a call is a signal to this very thread.
-        if !devices.iter().fold(false, |busy, device| device.decline_calls() || busy) {
+        if devices.iter().filter(|device| device.decline_calls()).count() == 0 {
             devices.iter().for_each(|device| device.ask_calls());
             return false;
         }
