@@ -11,6 +11,7 @@
 mod branch;
 mod copy;
 mod operand;
+mod pointers;
 mod sensitive;
 mod source;
 mod stack;
@@ -23,6 +24,7 @@ use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 use self::branch::Pending;
 use self::copy::Parts;
 use self::operand::{base_offset, rename, segment_index, set_memory};
+use self::pointers::Pointers;
 use self::stack::{names_esp, writes_esp};
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
@@ -47,6 +49,8 @@ pub struct Environment<'a> {
     pub faulting: &'a Places,
     /// Physical addresses of blocks and of calls that are often come to for another EIP than theirs.
     pub varied: &'a PhysicalPlaces,
+    /// Physical addresses of instructions whose operands' addresses were seen to come round the address space.
+    pub wrapping: &'a PhysicalPlaces,
     /// Physical address of the page that the block begins in.
     pub frame: u64,
     /// Pages mean the same in every address space: branches between them can be linked.
@@ -91,6 +95,7 @@ struct Translator<'a> {
     delta: i32,
     /// r14 was used for an access, or made from ESP, since it was last moved: see [`NEAR`].
     anchored: bool,
+    pointers: Pointers,
     origins: Vec<Origin>,
     exits: Vec<Leave>,
     pending: Vec<Pending>,
@@ -116,6 +121,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         env,
         delta: 0,
         anchored: false,
+        pointers: Pointers::of(&trace.instructions),
         origins,
         exits,
         pending: Vec::new(),
@@ -138,6 +144,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         if ended {
             break;
         }
+        t.pointers.pass(insn);
     }
     if !ended {
         match instructions.is_empty() {
@@ -170,6 +177,11 @@ impl Translator<'_> {
         self.e.jump(self.env.trampolines.load_fp);
         self.e.mov64(1, 8);
         true
+    }
+
+    /// Physical address of the instruction being translated, if it begins in the block's page.
+    fn frame_place(&self) -> u64 {
+        self.env.frame | (self.eip & 0xfff) as u64
     }
 
     /// Notes that host code from here belongs to the guest instruction at `eip`.
@@ -294,7 +306,6 @@ impl Translator<'_> {
         }
         Some(())
     }
-
 }
 
 /// Replaces encodings that 64-bit mode does not have.
