@@ -5,6 +5,7 @@ mod demand;
 mod isolation;
 mod joints;
 mod mixed;
+mod near;
 mod segments;
 mod stack;
 mod targets;

@@ -284,6 +284,10 @@ impl Step<'_> {
         let picked = |r: u8| memory && matches!(self.state.get(r), Value::Window(_));
         for used in self.info.used_registers().iter().filter(|u| u.register().is_gpr()) {
             let (r, access) = (number(used.register()), used.access());
+            let window = r == host::WINDOW && memory && access == OpAccess::Read && self.addresses(r);
+            if window && self.insn.memory_base() == Register::R12 {
+                continue;
+            }
             if !writable(r) {
                 return Err("a register of the host's is used");
             }
