@@ -62,6 +62,17 @@ fn division() {
     assert_eq!(m.fault(|a| a.idiv(ecx).unwrap()), vector::DE);
 }
 
+/// Flags that the manual leaves undefined, as Intel processors have them.
+#[test]
+fn bzhi_clears_parity() {
+    let mut m = Machine::flat();
+    m.v.state.eflags |= PF | AF;
+    m.set(reg::EBX, 0x77);
+    m.set(reg::ECX, 2);
+    m.one(|a| a.bzhi(eax, ebx, ecx).unwrap()).unwrap();
+    assert_eq!((m.r(reg::EAX), m.flags()), (3, FIXED));
+}
+
 #[test]
 fn string_copies_in_bulk_and_by_element_agree() {
     let pattern: Vec<u8> = (0..12000u32).map(|i| (i * 7 + (i >> 8)) as u8).collect();
