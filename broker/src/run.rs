@@ -41,7 +41,9 @@ pub enum RunError {
     Terminal(#[source] std::io::Error),
     #[error("watching the vmm")]
     Watch(#[source] std::io::Error),
-    #[error("the kernel ended the vmm for want of memory: raise the limit (--limits memory=...), or give less --memory")]
+    #[error(
+        "the kernel ended the vmm for want of memory: raise the limit (--limits memory=...), or give less --memory"
+    )]
     Starved,
     #[error("the vmm process died without a report ({0}): this is a bug in Bulkhead; its last words are above")]
     Died(String),
