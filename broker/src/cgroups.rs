@@ -7,9 +7,9 @@
 //!      └── disk0/ ...        each with the limits of a device
 //! ```
 //!
-//! BASE is our own group where systemd has delegated it to us (`Delegate=`, which it marks by an extended attribute);
-//! else, for root and only if limits are wanted, the root of the hierarchy. Anywhere else groups are somebody else's to
-//! arrange. Everything is removed at the end. What a killed broker leaves is empty groups, as its processes end with it: a
+//! BASE is our own group where systemd has delegated it to us (`Delegate=`, which it marks by an extended attribute). If
+//! limits are wanted, it may also be a group of which only we have the right and the use, or for root the root of the
+//! hierarchy. Anywhere else groups are somebody else's to arrange. Everything is removed at the end. What a killed broker leaves is empty groups, as its processes end with it: a
 //! service manager removes them with the unit, and the next machine of that name does else.
 
 mod place;
@@ -63,7 +63,7 @@ impl Cgroup {
     /// Makes the group of the machine called `name`; none where none is to be had and no limit is asked for.
     pub fn make(name: &str, limits: &Limits) -> Result<Option<Self>, CgroupError> {
         let made = match Place::find() {
-            Ok(Place::Root(_)) if !limits.any() => return Ok(None),
+            Ok(Place::Alone(_) | Place::Root(_)) if !limits.any() => return Ok(None),
             Ok(place) => Self::at(&place, name, limits),
             Err(why) => Err(CgroupError::NotDelegated(why)),
         };
@@ -79,7 +79,7 @@ impl Cgroup {
 
     fn at(place: &Place, name: &str, limits: &Limits) -> Result<Self, CgroupError> {
         let (base, own) = match place {
-            Place::Delegated(base) => (base.clone(), true),
+            Place::Delegated(base) | Place::Alone(base) => (base.clone(), true),
             Place::Root(base) => (base.clone(), false),
         };
         let path = base.join(format!("bulkhead-{name}"));

@@ -21,7 +21,7 @@ Exit codes:
   6        the guest needs something that is not supported; the message names it
   8        the guest reset under --no-reboot
   10       stopped by the operator
-  12       the vmm process died: a bug
+  12       the vmm process died: a bug, unless the message says that a limit of memory was reached
 Other commands end with 0 (`console` also when the machine ends, or a signal detaches it), or with 2 for what is wrong with
 the request, 4 for what failed or is missing.
 

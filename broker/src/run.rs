@@ -41,6 +41,10 @@ pub enum RunError {
     Terminal(#[source] std::io::Error),
     #[error("watching the vmm")]
     Watch(#[source] std::io::Error),
+    #[error(
+        "the kernel ended the vmm for want of memory: raise the limit (--limits memory=...), or give less --memory"
+    )]
+    Starved,
     #[error("the vmm process died without a report ({0}): this is a bug in Bulkhead; its last words are above")]
     Died(String),
 }
@@ -49,7 +53,7 @@ impl RunError {
     /// The exit code that this error becomes.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Watch(_) | Self::Died(_) => outcome::VMM_DIED,
+            Self::Watch(_) | Self::Died(_) | Self::Starved => outcome::VMM_DIED,
             _ => outcome::START_FAILED,
         }
     }
@@ -134,6 +138,9 @@ fn conclude(end: End, options: &RunOptions) -> Result<u8, RunError> {
     let Some(outcome) = end.outcome else {
         if end.killed {
             return Ok(outcome::STOPPED);
+        }
+        if end.starved {
+            return Err(RunError::Starved);
         }
         return Err(RunError::Died(manner(end.status)));
     };

@@ -60,6 +60,8 @@ pub struct End {
     pub status: WaitStatus,
     /// We killed it, because it did not answer or broke the protocol.
     pub killed: bool,
+    /// The kernel ended it, since the machine's limit of memory was reached.
+    pub starved: bool,
     /// Some may want to know how it ended.
     pub api: Option<Api>,
 }
@@ -84,6 +86,7 @@ pub struct Supervisor {
     /// When a vmm that said that it is at its end, or let go of its channel, is killed.
     leave_by: Option<Instant>,
     status: Option<WaitStatus>,
+    starved: bool,
     heart: Heart,
     /// How often the guest's resets are told: it may reset as often as it likes.
     news: Bucket,
@@ -119,6 +122,7 @@ impl Supervisor {
             link_open: true,
             leave_by: None,
             status,
+            starved: false,
             heart,
             news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
             group,
@@ -131,8 +135,8 @@ impl Supervisor {
             if let Some(status) = self.status
                 && (self.console.finished() || self.ending == Ending::Killed)
             {
-                let (outcome, stats, api) = (self.outcome, self.stats, self.api);
-                return Ok(End { outcome, stats, status, killed: self.ending == Ending::Killed, api });
+                let (outcome, stats, killed) = (self.outcome, self.stats, self.ending == Ending::Killed);
+                return Ok(End { outcome, stats, status, killed, starved: self.starved, api: self.api });
             }
             self.turn()?;
         }
@@ -215,11 +219,7 @@ impl Supervisor {
                 self.vmm.link.close();
                 self.take_reports(u32::MAX);
                 self.vmm.process.words.read_last();
-                if self.group.as_ref().is_some_and(|group| group.ran_out_of_memory("vmm")) {
-                    tracing::error!(
-                        "the kernel ended the vmm for want of memory: raise the limit (--limits memory=...)"
-                    );
-                }
+                self.starved = self.group.as_ref().is_some_and(|group| group.ran_out_of_memory("vmm"));
                 self.console.end_of_vmm(&self.vmm.console);
                 self.devices.retire();
             }

@@ -17,7 +17,7 @@ pub const UNSUPPORTED: u8 = 6;
 pub const RESET: u8 = 8;
 /// The operator stopped the machine before the guest powered off.
 pub const STOPPED: u8 = 10;
-/// The vmm process died or broke its protocol: a bug.
+/// The vmm process died or broke its protocol: a bug, unless its limit of memory was reached.
 pub const VMM_DIED: u8 = 12;
 
 /// Why a machine that was started ended.

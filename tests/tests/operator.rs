@@ -1,5 +1,7 @@
 //! What an operator types: a configuration file, and the commands that ask a running machine.
 
+#[path = "operator/back_ends.rs"]
+mod back_ends;
 #[path = "operator/console.rs"]
 mod console;
 #[path = "operator/limits.rs"]

@@ -18,6 +18,8 @@ const MARKS: [&str; 2] = ["trusted.delegate", "user.delegate"];
 pub enum Place {
     /// Our own, delegated to us.
     Delegated(PathBuf),
+    /// Our own, which we may write and nobody else is in, but not marked: some user managers mark nothing.
+    Alone(PathBuf),
     /// The root of the hierarchy, which is root's to write.
     Root(PathBuf),
 }
@@ -26,6 +28,7 @@ impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (path, how) = match self {
             Self::Delegated(path) => (path, "is delegated to this process"),
+            Self::Alone(path) => (path, "is this process's to write, and it is alone there"),
             Self::Root(path) => (path, "is root's to write"),
         };
         let controllers = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
@@ -42,12 +45,12 @@ impl Place {
         let own =
             own.lines().find_map(|line| line.strip_prefix("0::")).ok_or("this process is in no version 2 group")?;
         let own = own_path(&mount, &below, own);
-        if let Some(own) = own.filter(|own| delegated(own) && writable(own)) {
-            return Ok(Self::Delegated(own));
-        }
-        match geteuid().is_root() && writable(&mount) {
-            true => Ok(Self::Root(mount)),
-            false => Err(format!("no control group below {} is delegated to this process", mount.display())),
+        let root = geteuid().is_root();
+        match own.filter(|own| writable(own)) {
+            Some(own) if delegated(&own) => Ok(Self::Delegated(own)),
+            Some(own) if !root && alone(&own) => Ok(Self::Alone(own)),
+            _ if root && writable(&mount) => Ok(Self::Root(mount)),
+            _ => Err(format!("no control group below {} is delegated to this process", mount.display())),
         }
     }
 }
@@ -87,6 +90,11 @@ fn delegated(path: &Path) -> bool {
         let mut value = [0; 8];
         rustix::fs::getxattr(path, *mark, &mut value).is_ok_and(|length| &value[..length] == b"1")
     })
+}
+
+/// No other process is in it.
+fn alone(path: &Path) -> bool {
+    fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|all| all.trim() == std::process::id().to_string())
 }
 
 /// Groups can be made in it, and processes and controllers arranged.

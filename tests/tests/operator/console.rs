@@ -78,8 +78,8 @@ fn a_console_is_lent_to_one_at_a_time_and_comes_back_by_every_way_out() -> Outco
     let mut first = Attached::start(dir)?;
     // Printed before, or now.
     first.screen.wait_for("ready", SILENCE)?;
-    first.screen.type_keys("echoed\x01a")?;
-    first.screen.wait_for("echoe", SILENCE)?;
+    first.screen.type_keys("hello\x01a")?;
+    first.screen.wait_for("hello", SILENCE)?;
     let second = bulkhead(dir, &["console", "lent"])?;
     assert_eq!(second.status.code(), Some(2), "{second:?}");
     assert!(stderr(&second).contains(&format!("process {} has the console", first.client.id())), "{second:?}");
