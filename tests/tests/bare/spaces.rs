@@ -8,22 +8,22 @@ use tests::bare::tables::pte;
 use tests::bare::{Bare, Emit, at, sel};
 
 /// The linear page that differs.
-const PAGE: u32 = at::FREE;
+pub(super) const PAGE: u32 = at::FREE;
 /// A linear page with the same code in both spaces, which calls PAGE directly.
-const CALLER: u32 = at::FREE + 0x2000;
+pub(super) const CALLER: u32 = at::FREE + 0x2000;
 /// The second directory, and its table for the 4 MiB around PAGE.
-const PD2: u32 = at::FREE + 0x10_0000;
-const PT2: u32 = PD2 + 0x1000;
+pub(super) const PD2: u32 = at::FREE + 0x10_0000;
+pub(super) const PT2: u32 = PD2 + 0x1000;
 /// Where the upper half begins: it shows the first 4 MiB or, in `upper_spaces`, those around PAGE.
 const UPPER: u32 = 0xc000_0000;
 
 /// `mov eax, value; ret` at physical `place`.
-fn function(b: &mut Bare, place: u32, value: u32) -> Emit {
+pub(super) fn function(b: &mut Bare, place: u32, value: u32) -> Emit {
     b.poke(place, 0xb8 | value << 8)?;
     b.poke(place + 4, value >> 24 | 0xc300)
 }
 
-fn set_directory(b: &mut Bare, root: u32) -> Emit {
+pub(super) fn set_directory(b: &mut Bare, root: u32) -> Emit {
     b.asm.mov(eax, root)?;
     b.asm.mov(cr3, eax)
 }
@@ -48,7 +48,7 @@ fn two_spaces(b: &mut Bare) -> Emit {
 }
 
 /// Calls `place`, adds what it returns to ESI, and goes to the other space: as many times as EDI says.
-fn alternate(b: &mut Bare, place: u32, switch: impl FnOnce(&mut Bare) -> Emit) -> Emit {
+pub(super) fn alternate(b: &mut Bare, place: u32, switch: impl FnOnce(&mut Bare) -> Emit) -> Emit {
     let mut again = b.asm.create_label();
     b.asm.xor(esi, esi)?;
     b.asm.mov(edi, 1000)?;
@@ -105,7 +105,7 @@ fn by_sysenter(b: &mut Bare) -> Emit {
 }
 
 /// The value of `alternate` for values that alternate between 1 and 2.
-fn expected() -> u32 {
+pub(super) fn expected() -> u32 {
     (0..1000).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(1 + i % 2))
 }
 
