@@ -306,21 +306,25 @@ fn upper_half_report() -> String {
 }
 
 /// Ring 3 increments the immediate of a function before each call: through the function's own address, through another
-/// one, and across a page border whose second page is the one written.
+/// one, and across a page border whose second page is the one written, or both are one frame.
 #[test]
 fn ring_3_rewrites_itself() -> Outcome {
     const ALIAS: u32 = at::FREE + 0x8000;
+    const TWICE: u32 = at::FREE + 0xa000;
     check(
         |b| {
             b.page_4k()?;
             b.poke(pte(ALIAS), PAGE | 7)?;
             b.poke(pte(ALIAS + 0x1000), (PAGE + 0x1000) | 7)?;
+            b.poke(pte(TWICE), TWICE | 7)?;
+            b.poke(pte(TWICE + 0x1000), TWICE | 7)?;
             b.flush()?;
             for (name, code, immediate) in [
                 ("own address", PAGE, PAGE + 1),
                 ("alias", PAGE, ALIAS + 1),
                 ("border", PAGE + 0xffd, PAGE + 0x1000),
                 ("border alias", PAGE + 0xffd, ALIAS + 0x1000),
+                ("border in one frame", TWICE + 0xffd, TWICE + 0x1000),
             ] {
                 function(b, code, 0)?;
                 b.fault_in_ring3(name, |b| {
@@ -347,7 +351,7 @@ fn ring_3_rewrites_itself() -> Outcome {
 
 fn rewritten_report() -> String {
     let sum = |shift: u32| (1..=100u32).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(i << shift));
-    [("own address", 0), ("alias", 0), ("border", 16), ("border alias", 16)]
+    [("own address", 0), ("alias", 0), ("border", 16), ("border alias", 16), ("border in one frame", 16)]
         .map(|(name, shift)| {
             let sum = sum(shift);
             format!("{name}: #31 at +0000001e cs 001b fl 00000002 sp 0023:001c0000\n{name} {sum:08x}\n")
