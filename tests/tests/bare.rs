@@ -15,6 +15,8 @@ mod exceptions;
 mod gates;
 #[path = "bare/interrupts.rs"]
 mod interrupts;
+#[path = "bare/mappings.rs"]
+mod mappings;
 #[path = "bare/paging.rs"]
 mod paging;
 #[path = "bare/remembered.rs"]

@@ -18,7 +18,7 @@ use tests::vhost::session::serve;
 type Outcome = Result<(), Box<dyn Error>>;
 
 /// Nothing printed for so long means stuck, even for an interpreter on a busy machine.
-const SILENCE: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_secs(900);
 
 /// What the guest finds out about a disk of 64 MiB with the default bounce region.
 fn traits(serial: &str, physical: u32, discard: usize) -> Traits {

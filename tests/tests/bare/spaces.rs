@@ -8,22 +8,22 @@ use tests::bare::tables::pte;
 use tests::bare::{Bare, Emit, at, sel};
 
 /// The linear page that differs.
-const PAGE: u32 = at::FREE;
+pub(super) const PAGE: u32 = at::FREE;
 /// A linear page with the same code in both spaces, which calls PAGE directly.
-const CALLER: u32 = at::FREE + 0x2000;
+pub(super) const CALLER: u32 = at::FREE + 0x2000;
 /// The second directory, and its table for the 4 MiB around PAGE.
-const PD2: u32 = at::FREE + 0x10_0000;
-const PT2: u32 = PD2 + 0x1000;
+pub(super) const PD2: u32 = at::FREE + 0x10_0000;
+pub(super) const PT2: u32 = PD2 + 0x1000;
 /// Where the upper half begins: it shows the first 4 MiB or, in `upper_spaces`, those around PAGE.
 const UPPER: u32 = 0xc000_0000;
 
 /// `mov eax, value; ret` at physical `place`.
-fn function(b: &mut Bare, place: u32, value: u32) -> Emit {
+pub(super) fn function(b: &mut Bare, place: u32, value: u32) -> Emit {
     b.poke(place, 0xb8 | value << 8)?;
     b.poke(place + 4, value >> 24 | 0xc300)
 }
 
-fn set_directory(b: &mut Bare, root: u32) -> Emit {
+pub(super) fn set_directory(b: &mut Bare, root: u32) -> Emit {
     b.asm.mov(eax, root)?;
     b.asm.mov(cr3, eax)
 }
@@ -48,7 +48,7 @@ fn two_spaces(b: &mut Bare) -> Emit {
 }
 
 /// Calls `place`, adds what it returns to ESI, and goes to the other space: as many times as EDI says.
-fn alternate(b: &mut Bare, place: u32, switch: impl FnOnce(&mut Bare) -> Emit) -> Emit {
+pub(super) fn alternate(b: &mut Bare, place: u32, switch: impl FnOnce(&mut Bare) -> Emit) -> Emit {
     let mut again = b.asm.create_label();
     b.asm.xor(esi, esi)?;
     b.asm.mov(edi, 1000)?;
@@ -105,7 +105,7 @@ fn by_sysenter(b: &mut Bare) -> Emit {
 }
 
 /// The value of `alternate` for values that alternate between 1 and 2.
-fn expected() -> u32 {
+pub(super) fn expected() -> u32 {
     (0..1000).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(1 + i % 2))
 }
 
@@ -306,21 +306,25 @@ fn upper_half_report() -> String {
 }
 
 /// Ring 3 increments the immediate of a function before each call: through the function's own address, through another
-/// one, and across a page border whose second page is the one written.
+/// one, and across a page border whose second page is the one written, or both are one frame.
 #[test]
 fn ring_3_rewrites_itself() -> Outcome {
     const ALIAS: u32 = at::FREE + 0x8000;
+    const TWICE: u32 = at::FREE + 0xa000;
     check(
         |b| {
             b.page_4k()?;
             b.poke(pte(ALIAS), PAGE | 7)?;
             b.poke(pte(ALIAS + 0x1000), (PAGE + 0x1000) | 7)?;
+            b.poke(pte(TWICE), TWICE | 7)?;
+            b.poke(pte(TWICE + 0x1000), TWICE | 7)?;
             b.flush()?;
             for (name, code, immediate) in [
                 ("own address", PAGE, PAGE + 1),
                 ("alias", PAGE, ALIAS + 1),
                 ("border", PAGE + 0xffd, PAGE + 0x1000),
                 ("border alias", PAGE + 0xffd, ALIAS + 0x1000),
+                ("border in one frame", TWICE + 0xffd, TWICE + 0x1000),
             ] {
                 function(b, code, 0)?;
                 b.fault_in_ring3(name, |b| {
@@ -347,7 +351,7 @@ fn ring_3_rewrites_itself() -> Outcome {
 
 fn rewritten_report() -> String {
     let sum = |shift: u32| (1..=100u32).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(i << shift));
-    [("own address", 0), ("alias", 0), ("border", 16), ("border alias", 16)]
+    [("own address", 0), ("alias", 0), ("border", 16), ("border alias", 16), ("border in one frame", 16)]
         .map(|(name, shift)| {
             let sum = sum(shift);
             format!("{name}: #31 at +0000001e cs 001b fl 00000002 sp 0023:001c0000\n{name} {sum:08x}\n")

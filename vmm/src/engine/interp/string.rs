@@ -51,9 +51,9 @@ impl Own {
         let start = v.state.seg[seg::CS].base.wrapping_add(v.state.eip.wrapping_sub(op.len as u32));
         let first = (0x1000 - (start & 0xfff) as usize).min(length);
         for (i, (from, to)) in [(0, first), (first, length)].into_iter().enumerate() {
-            let at = v.physical(start.wrapping_add(from as u32), Access::Execute, v.privilege());
+            // Not beyond its end: to look at a page marks it accessed.
             if from < to
-                && let Ok(at) = at
+                && let Ok(at) = v.physical(start.wrapping_add(from as u32), Access::Execute, v.privilege())
                 && v.mmu.ram.read(at, &mut own.bytes[from..to])
             {
                 own.parts[i] = (at, to - from);

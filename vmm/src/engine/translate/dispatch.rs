@@ -18,6 +18,7 @@ use super::mode::{HOST_FLAGS, Mode};
 use super::{Translator, execute};
 use crate::cpu::{Flow, InterruptShadow, Vcpu, eflags, reg};
 use crate::engine::Exit;
+use crate::engine::interp::Prepared;
 use crate::mmu::{Access, Rights, walk};
 
 /// What the context's windows are set up for.
@@ -227,16 +228,22 @@ impl Translator {
         if let Some(prepared) = self.registry.prepared(index) {
             return self.interp.step_prepared(vcpu, prepared);
         }
-        let mut bytes = [0; 15];
-        let linear = vcpu.state.eip;
-        // No further than the page: only an instruction that goes on in the next one may mark that accessed.
-        let here = bytes.len().min(0x1000 - (linear & 0xfff) as usize);
-        if let Ok(length) = vcpu.fetch(linear, &mut bytes[..here])
-            && let Some(prepared) = self.interp.prepare(vcpu, &bytes[..length])
-        {
+        if let Some(prepared) = self.prepare(vcpu, index) {
             self.registry.keep_prepared(index, prepared);
         }
         self.interp.step(vcpu)
+    }
+
+    /// Decodes the instruction at EIP from what the block of exit site `index` was translated from: in the guest's tables
+    /// another page may have taken its place, with INVLPG still to come. None if the next page holds a part of it.
+    fn prepare(&self, vcpu: &Vcpu, index: u32) -> Option<Prepared> {
+        let key = self.registry.block(self.registry.site(index)?.block).key;
+        let offset = vcpu.state.eip & 0xfff;
+        let mut bytes = [0; 15];
+        let here = bytes.len().min(0x1000 - offset as usize);
+        let read = vcpu.mmu.ram.read(key.gpa & !0xfff | offset as u64, &mut bytes[..here]);
+        let one_page = (vcpu.state.eip ^ key.eip) & !0xfff == 0;
+        (read && one_page).then(|| self.interp.prepare(vcpu, &bytes[..here]))?
     }
 
     /// Sets up the context's windows for `mode`.

@@ -38,8 +38,6 @@ const WORDS: usize = FRAME_SIZE / 64;
 
 /// A frame seen as code of one mode at one linear page.
 pub struct View {
-    page: u32,
-    mode: Mode,
     /// The blocks, live or not.
     blocks: Vec<u32>,
     /// One bit for each offset in the page where a block had a place to come in when it was added.
@@ -52,7 +50,8 @@ pub struct View {
 
 /// A frame that code was translated from.
 pub struct Frame {
-    views: Vec<View>,
+    /// By linear page and mode: a library's frame has as many as there are programs, each with it at another address.
+    views: HashMap<(u32, Mode), Box<View>, RandomState>,
     /// Its bytes when last looked at.
     pub bytes: [u8; FRAME_SIZE],
     /// Stores since then that changed no code.
@@ -67,13 +66,15 @@ pub struct Frame {
 /// All of them, by physical address.
 pub struct Frames {
     frames: HashMap<u64, Box<Frame>, RandomState>,
+    /// Views of all of them.
+    views: usize,
     /// What a frame begins as.
     first: Care,
 }
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { frames: HashMap::default(), first: Care::Forgotten }
+        Self { frames: HashMap::default(), views: 0, first: Care::Forgotten }
     }
 }
 
@@ -146,19 +147,15 @@ impl Frame {
 
     /// This frame as code of `mode` at linear address `eip`.
     pub fn view(&self, eip: u32, mode: Mode) -> Option<&View> {
-        self.views.iter().find(|v| v.page == eip >> 12 && v.mode == mode)
+        self.views.get(&(eip >> 12, mode)).map(|v| &**v)
     }
 
-    /// Notes block `id`, code of `mode` from linear address `eip` on that can be come into at `origins`. Where another can
-    /// be already, `stays` says whether it does.
-    pub fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin], stays: impl Fn(u32) -> bool) {
-        let known = self.views.iter().position(|v| v.page == eip >> 12 && v.mode == mode);
-        let index = known.unwrap_or_else(|| {
-            let (entries, before, page) = ([0; WORDS], [0; WORDS], eip >> 12);
-            self.views.push(View { page, mode, blocks: Vec::new(), entries, before, entered: Vec::new() });
-            self.views.len() - 1
+    /// See [`Frames::add`].
+    fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin], stays: impl Fn(u32) -> bool) {
+        let view = self.views.entry((eip >> 12, mode)).or_insert_with(|| {
+            let (entries, before) = ([0; WORDS], [0; WORDS]);
+            Box::new(View { blocks: Vec::new(), entries, before, entered: Vec::new() })
         });
-        let view = &mut self.views[index];
         view.blocks.push(id);
         origins.iter().filter(|o| o.is_entry()).for_each(|o| view.enter(o.eip, id, &stays));
     }
@@ -175,14 +172,14 @@ impl Frame {
         let lines = (0..FRAME_SIZE).step_by(64).filter(|&line| before[line..line + 64] != now[line..line + 64]);
         let changed: Vec<usize> = lines.flat_map(|line| line..line + 64).filter(|&i| before[i] != now[i]).collect();
         let mut dead = Vec::new();
-        for view in &mut self.views {
+        for view in self.views.values_mut() {
             dead.extend(view.blocks.extract_if(.., |id| reads(*id, &changed)));
         }
         match dead.is_empty() {
             true => self.data_writes += 1,
             false => (self.data_writes, self.code_writes) = (0, self.code_writes + 1),
         }
-        let used = self.views.iter().any(|v| !v.blocks.is_empty());
+        let used = self.views.values().any(|v| !v.blocks.is_empty());
         (dead, used && self.data_writes < DATA_WRITES && self.code_writes < CODE_WRITES)
     }
 }
@@ -197,7 +194,7 @@ impl Frames {
     /// The frame at `gpa`, copied from `ram` unless it is watched since it was copied.
     pub fn note(&mut self, ram: &GuestRam, gpa: u64) -> &mut Frame {
         let frame = self.frames.entry(gpa).or_insert_with(|| {
-            let (views, bytes) = (Vec::new(), [0; FRAME_SIZE]);
+            let (views, bytes) = (HashMap::default(), [0; FRAME_SIZE]);
             Box::new(Frame { views, bytes, data_writes: 0, code_writes: 0, forgotten: 0, care: self.first })
         });
         if frame.care != Care::Watched {
@@ -207,6 +204,22 @@ impl Frames {
             (frame.care, frame.data_writes, frame.code_writes) = (Care::Watched, 0, 0);
         }
         frame
+    }
+
+    /// Notes block `id` from the frame at `gpa`, code of `mode` from linear address `eip` on that can be come into at
+    /// `origins`. Where another can be already, `stays` says whether it does.
+    pub fn add(
+        &mut self,
+        ram: &GuestRam,
+        (id, gpa): (u32, u64),
+        (eip, mode): (u32, Mode),
+        origins: &[Origin],
+        stays: impl Fn(u32) -> bool,
+    ) {
+        let frame = self.note(ram, gpa);
+        let before = frame.views.len();
+        frame.add(id, eip, mode, origins, stays);
+        self.views += self.frames.get(&gpa).map_or(0, |f| f.views.len() - before);
     }
 
     /// The frame at `gpa`, if code was translated from it.
@@ -222,7 +235,8 @@ impl Frames {
     /// The frame at `gpa` is not to be watched on: forgets and returns the blocks that came from it.
     pub fn forget(&mut self, gpa: u64) -> Vec<u32> {
         let Some(frame) = self.frames.get_mut(&gpa).filter(|f| f.watched()) else { return Vec::new() };
-        let blocks: Vec<u32> = std::mem::take(&mut frame.views).into_iter().flat_map(|v| v.blocks).collect();
+        self.views -= frame.views.len();
+        let blocks: Vec<u32> = std::mem::take(&mut frame.views).into_values().flat_map(|v| v.blocks).collect();
         frame.forgotten += 1;
         frame.care = if frame.forgotten < MIXED_AFTER { Care::Forgotten } else { Care::Mixed };
         if blocks.is_empty() {
@@ -235,9 +249,12 @@ impl Frames {
     /// Forgets the blocks of `segment`, and the frames that no other block comes from: the latter's addresses.
     pub fn remove_segment(&mut self, segment: usize) -> Vec<u64> {
         for frame in self.frames.values_mut() {
-            frame.views.iter_mut().for_each(|v| v.remove_segment(segment));
-            frame.views.retain(|v| !v.blocks.is_empty());
+            frame.views.retain(|_, view| {
+                view.remove_segment(segment);
+                !view.blocks.is_empty()
+            });
         }
+        self.views = self.frames.values().map(|frame| frame.views.len()).sum();
         self.frames.extract_if(|_, frame| frame.views.is_empty()).map(|(gpa, _)| gpa).collect()
     }
 
@@ -251,12 +268,17 @@ impl Frames {
         self.frames.len()
     }
 
+    /// As how many pages and modes they were seen.
+    pub fn views(&self) -> usize {
+        self.views
+    }
+
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
         let views = self
             .frames
             .values()
-            .flat_map(|f| &f.views)
+            .flat_map(|f| f.views.values())
             .map(|v| size_of::<View>() + 4 * (v.blocks.len() + v.entered.len()));
         self.frames.len() * (size_of::<Frame>() + 32) + views.sum::<usize>()
     }

@@ -23,6 +23,8 @@ use crate::mmu::{FRAME_SHIFT, GuestRam};
 
 /// Frames remembered at most, at somewhat more than 4 KiB each.
 const MAX_FRAMES: usize = 4096;
+/// Pages and modes that they are seen as at most, at somewhat less than 1 KiB each.
+const MAX_VIEWS: usize = if cfg!(test) { 2 << 10 } else { 64 << 10 };
 
 /// What was learnt of a page before a block of it is added.
 #[derive(Clone, Copy)]
@@ -84,10 +86,10 @@ impl Registry {
         }
     }
 
-    /// True if no more frames may be remembered: a guest that jumps through all its memory would fill the host's. All else
-    /// is bounded by the size of the code cache.
+    /// True if no more frames, or views of them, may be remembered: a guest that jumps through all its memory, or finds one
+    /// frame everywhere, would fill the host's. All else is bounded by the size of the code cache.
     pub fn is_full(&self) -> bool {
-        self.frames.len() >= MAX_FRAMES
+        self.frames.len() >= MAX_FRAMES || self.frames.views() >= MAX_VIEWS
     }
 
     /// True if there are no blocks in `segment`.
@@ -151,9 +153,9 @@ impl Registry {
             let other = &segments[segment].records[index];
             other.live && (t.fp || !other.fp)
         };
-        self.frames.note(ram, key.gpa & !0xfff).add(id, key.eip, key.mode, entries, stays);
+        self.frames.add(ram, (id, key.gpa & !0xfff), (key.eip, key.mode), entries, stays);
         if let Some(second) = page.second {
-            self.frames.note(ram, second).add(id, key.eip.wrapping_add(0x1000), key.mode, &[], stays);
+            self.frames.add(ram, (id, second), (key.eip.wrapping_add(0x1000), key.mode), &[], stays);
         }
         id
     }
@@ -374,9 +376,13 @@ impl Registry {
         let reads = |id: u32, changed: &[usize]| {
             let (segment, index) = split(id);
             let record = &segments[segment].records[index];
-            let here = record.frame == (gpa >> FRAME_SHIFT) as u32;
-            let (from, to) = if here { record.source } else { (0, 16) };
-            changed.iter().any(|&i| (from as usize..to as usize).contains(&i))
+            let frame = (gpa >> FRAME_SHIFT) as u32;
+            let within = |(from, to): (u16, u16)| {
+                let next = changed.partition_point(|&i| i < from as usize);
+                changed.get(next).is_some_and(|&i| i < to as usize)
+            };
+            // Both of its pages may show one frame.
+            record.frame == frame && within(record.source) || record.second == frame && within((0, 16))
         };
         let Some(frame) = self.frames.get_mut(gpa) else { return (0, false) };
         let (dead, watch) = frame.refresh(ram, gpa, reads);

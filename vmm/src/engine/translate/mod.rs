@@ -279,6 +279,9 @@ impl Translator {
                 self.settled = false;
             }
             match flush {
+                Flush::Page(linear) if self.shadow.executed_by_supervisors(linear) => {
+                    self.registry.unlink_pages(&mut self.cache);
+                }
                 Flush::Page(_) => {}
                 Flush::NonGlobal => {
                     self.shadow.flush_local();

@@ -341,3 +341,45 @@ fn floating_point_survives_page_faults() {
         a.fninit().unwrap();
     });
 }
+
+/// One frame executed at more addresses than are remembered of all frames.
+#[test]
+fn one_frame_at_many_addresses() {
+    const DIRECTORY: u32 = DATA + 0x1_0000;
+    const TABLE: u32 = DATA + 0x1_1000;
+    const FRAME: u32 = DATA + 0x1_2000;
+    const PAGES: u32 = 0x4000_0000;
+    const COUNT: u32 = 3 << 10;
+    let (state, translator) = agree_within(CACHE_SIZE, |a| {
+        let mut back = a.create_label();
+        // inc ebx; add eax, 1000h; dec ecx; jz 11; jmp eax; 11: jmp edx
+        for (at, code) in [(0, 0x1000_0543u32), (4, 0x7449_0000), (8, 0xffe0_ff02), (12, 0xe2)] {
+            a.mov(dword_ptr(FRAME + at), code).unwrap();
+        }
+        a.mov(edi, TABLE).unwrap();
+        a.mov(eax, FRAME | 0x67).unwrap();
+        a.mov(ecx, 1024).unwrap();
+        a.rep().stosd().unwrap();
+        (0..4).for_each(|n| a.mov(dword_ptr(DIRECTORY + 4 * n), n << 22 | 0xe7).unwrap());
+        let tables = 0..COUNT.div_ceil(1024);
+        tables.for_each(|n| a.mov(dword_ptr(DIRECTORY + (PAGES >> 20) + 4 * n), TABLE | 0x67).unwrap());
+        a.mov(eax, cr4).unwrap();
+        a.or(eax, cr4::PSE as i32).unwrap();
+        a.mov(cr4, eax).unwrap();
+        a.mov(eax, DIRECTORY).unwrap();
+        a.mov(cr3, eax).unwrap();
+        a.mov(eax, cr0).unwrap();
+        a.or(eax, 0x8000_0000u32 as i32).unwrap();
+        a.mov(cr0, eax).unwrap();
+        a.mov(ecx, COUNT).unwrap();
+        a.mov(eax, PAGES).unwrap();
+        a.call(back).unwrap();
+        a.set_label(&mut back).unwrap();
+        a.pop(edx).unwrap();
+        // This far behind where EDX points: POP, ADD and JMP.
+        a.add(edx, 6).unwrap();
+        a.jmp(eax).unwrap();
+    });
+    assert_eq!(state.gpr[reg::EBX], 4 + COUNT);
+    assert!(translator.stats.evictions > 0, "{:?}", translator.stats);
+}

@@ -79,6 +79,11 @@ impl Regions {
         self.0[(page >> 16) as usize % 16] |= 1 << (page >> 10 & 63);
     }
 
+    /// True if the region of `page` is among them.
+    pub(super) fn contains(&self, page: u32) -> bool {
+        self.0[(page >> 16) as usize % 16] >> (page >> 10 & 63) & 1 != 0
+    }
+
     /// Takes the region of `page` out; whether it was there.
     pub(super) fn remove(&mut self, page: u32) -> bool {
         let word = &mut self.0[(page >> 16) as usize % 16];

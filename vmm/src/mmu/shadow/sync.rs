@@ -3,7 +3,7 @@
 use super::super::ram::{FRAME_SHIFT, GuestRam};
 use super::super::walk::{leaf_entry, peek, pte};
 use super::super::window::Window;
-use super::space::Runs;
+use super::space::{Runs, Space};
 use super::{Rights, Shadow};
 use crate::cpu::CpuState;
 
@@ -83,6 +83,17 @@ impl Shadow {
             code_changed |= self.spaces[index].as_ref().is_some_and(|s| s.code_changed);
         }
         code_changed
+    }
+
+    /// True if the page of `linear` is executed by the supervisor of any address space that has a window of its own.
+    /// What was linked while one of them was current is used in the others.
+    pub fn executed_by_supervisors(&self, linear: u32) -> bool {
+        let page = linear >> FRAME_SHIFT;
+        let executed = |s: &Space| match s.from_large.contains(page) {
+            true => s.window.known(page & !1023, (page & !1023) + 1024).any(|(_, p)| p.executed()),
+            false => s.window.page(page).executed(),
+        };
+        self.spaces.iter().flatten().any(|s| matches!(s.rights, Rights::Low(_)) && executed(s))
     }
 
     /// Notes that pages were taken from the large page at `linear`, if it is one.

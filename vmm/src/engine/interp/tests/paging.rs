@@ -128,3 +128,16 @@ fn a_fault_inside_a_repeated_comparison_shows_the_flags_from_before() {
         assert_eq!((m.r(reg::EDI), m.r(reg::ECX)), (end, 0x10_0000 - count));
     }
 }
+
+/// Where a repeated store ends with its page, the page after it is not looked at.
+#[test]
+fn a_repeated_store_at_the_end_of_its_page_marks_no_other() {
+    let mut m = machine();
+    let at = CODE + 0xffe;
+    m.poke(at, &[0xf3, 0xaa]);
+    m.set(reg::EDI, DATA);
+    m.set(reg::ECX, 3);
+    m.v.state.eip = at;
+    m.engine.attempt(&mut m.v).unwrap();
+    assert_eq!((m.r(reg::ECX), m.peek(TABLE + ((at + 2) >> 12) * 4) & 0x20), (0, 0));
+}

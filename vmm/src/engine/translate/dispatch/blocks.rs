@@ -16,7 +16,11 @@ impl Translator {
     pub(super) fn head(&mut self, vcpu: &mut Vcpu, active: Active, key: Key, t: &Translation) -> Entry {
         let id = match self.registry.find(&key) {
             Some(id) if self.second_page_holds(vcpu, active, id) => id,
-            _ => self.translate(vcpu, active.mode, key, t),
+            _ => {
+                let id = self.translate(vcpu, active.mode, key, t);
+                self.note_second_page(vcpu, active, id);
+                id
+            }
         };
         let block = self.registry.block(id);
         let main = block.start + block.main as u64;
@@ -26,21 +30,24 @@ impl Translator {
 
     /// True unless block `id` runs over into a page that is no longer where it was.
     pub(super) fn second_page_holds(&mut self, vcpu: &Vcpu, active: Active, id: u32) -> bool {
+        let holds = self.note_second_page(vcpu, active, id);
+        if !holds {
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
+        }
+        holds
+    }
+
+    /// Notes that the page which block `id` runs over into, if there is one, is executed; false if it is another one now.
+    fn note_second_page(&mut self, vcpu: &Vcpu, active: Active, id: u32) -> bool {
         let block = self.registry.block(id);
         let Some(second) = block.second else { return true };
         let (next, user) = ((block.key.eip & !0xfff).wrapping_add(0x1000), block.key.mode.user());
-        let now = walk(&vcpu.mmu.ram, &vcpu.state, next, Access::Execute, user);
-        match now {
-            Ok(t) if t.gpa == second => {
-                self.shadow.note_executed(&vcpu.state, active.code_window, next, second, t.global);
-                true
-            }
-            _ => {
-                self.registry.invalidate(&mut self.cache, id);
-                self.purge();
-                false
-            }
+        let now = walk(&vcpu.mmu.ram, &vcpu.state, next, Access::Execute, user).ok().filter(|t| t.gpa == second);
+        if let Some(t) = now {
+            self.shadow.note_executed(&vcpu.state, active.code_window, next, second, t.global);
         }
+        now.is_some()
     }
 
     /// Notes that the page of `key`, which is mapped as `t`, is executed.
