@@ -343,7 +343,7 @@ impl Device {
             return self.happened(Event::Broken, context);
         }
         self.doubt = Some(reason);
-        self.happened(Event::Lost, context);
+        self.happened(Event::Missing, context);
     }
 
     /// The operator wants another process.

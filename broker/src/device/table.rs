@@ -2,7 +2,7 @@
 //! comes next; nothing here does anything.
 //!
 //! ```text
-//!   Pausing ─due→ Confining ─ready→ Opening ─opened→ Serving ─lost→ Leaving   (lost: from any of the three)
+//!   Pausing ─due→ Confining ─ready→ Opening ─opened→ Serving ─lost→ Leaving   (missing: from the two before)
 //!     ▲  │            └───────────────┴── broken, late, silent ────────┘
 //!     │  └─hopeless→ GivenUp                      ▼
 //!     └───────── exited, from any ───────────── Dying ◄─ the operator wants another
@@ -42,8 +42,10 @@ pub enum Event {
     Late,
     /// It does not answer.
     Silent,
-    /// The vmm's connection to it is over, or it was not there when we looked at it.
+    /// The vmm's connection is over. While a process is being started that is news of the last one.
     Lost,
+    /// It was not there when we looked at it.
+    Missing,
     /// The pause is over.
     Due,
     /// It failed too often.
@@ -74,12 +76,12 @@ pub enum Action {
 /// The table. What is not in it changes nothing.
 pub fn next(state: State, event: Event) -> (State, Action) {
     use Action::{Abandon, Connect, Kill, Launch, Nothing, Plan, Serve};
-    use Event::{Broken, Due, Exited, Hopeless, Late, Lost, Opened, Ready, Restart, Silent};
+    use Event::{Broken, Due, Exited, Hopeless, Late, Lost, Missing, Opened, Ready, Restart, Silent};
     use State::{Confining, Dying, GivenUp, Leaving, Opening, Pausing, Serving};
     match (state, event) {
         (Confining, Ready) => (Opening, Serve),
         (Opening, Opened) => (Serving, Connect),
-        (Confining | Opening | Serving, Lost) => (Leaving, Nothing),
+        (Serving, Lost) | (Confining | Opening, Missing) => (Leaving, Nothing),
         (Confining | Opening | Leaving, Broken | Late | Restart) => (Dying, Kill),
         (Serving, Broken | Silent | Restart) => (Dying, Kill),
         (Confining | Opening | Serving | Leaving | Dying, Exited) => (Pausing, Plan),
@@ -102,7 +104,7 @@ mod tests {
         State::Pausing,
         State::GivenUp,
     ];
-    const EVENTS: [Event; 10] = [
+    const EVENTS: [Event; 11] = [
         Event::Ready,
         Event::Opened,
         Event::Exited,
@@ -110,6 +112,7 @@ mod tests {
         Event::Late,
         Event::Silent,
         Event::Lost,
+        Event::Missing,
         Event::Due,
         Event::Hopeless,
         Event::Restart,
@@ -144,6 +147,15 @@ mod tests {
             }
             assert!(launched, "{state:?}");
         }
+    }
+
+    /// The vmm may tell of the last process's end when the next one has been started: that one has no connection yet.
+    #[test]
+    fn a_connection_that_ends_late_is_not_held_against_the_next_process() {
+        for state in [State::Confining, State::Opening, State::Pausing, State::Dying] {
+            assert_eq!(next(state, Event::Lost), (state, Action::Nothing));
+        }
+        assert_eq!(next(State::Serving, Event::Lost).0, State::Leaving);
     }
 
     /// The vmm is given a connection only to a process that was verified and has opened its image.
