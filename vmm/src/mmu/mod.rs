@@ -17,3 +17,4 @@ pub use ram::{FRAME_SHIFT, FRAME_SIZE, GuestRam, LOW_RAM_LIMIT, RamError};
 pub use shadow::{KERNEL_SPLIT, Resolution, Rights, Shadow, ShadowError};
 pub use tlb::{Flush, Mmu};
 pub use walk::{Access, LeafEntry, PHYSICAL_BITS, Translation, fault_code, leaf_entry, peek, pte, walk};
+pub use window::GAP;

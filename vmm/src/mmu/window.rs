@@ -2,8 +2,8 @@
 //!
 //! The host's own MMU translates for the guest: each mapped page of a window is an mmap of the guest RAM memfd, so a
 //! guest access at linear address L is a host access at window + L. Windows are 4 GiB aligned, so the low half of any
-//! host address inside is the guest's linear address; the 4 GiB between two windows are never mapped and catch what
-//! runs over either end. This file only reserves, maps and unmaps; `shadow` decides what.
+//! host address inside is the guest's linear address; the gaps between two windows are never mapped and catch what runs
+//! over either end. This file only reserves, maps and unmaps; `shadow` decides what.
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
@@ -15,8 +15,10 @@ use super::ram::{FRAME_SHIFT, FRAME_SIZE, GuestRam};
 
 /// Size of a window.
 pub const WINDOW_SIZE: u64 = 1 << 32;
-/// Distance between windows: each is followed by an unmapped gap of its own size.
-const STRIDE: u64 = 1 << 33;
+/// Before the first window, between two, and after the last, this much is never mapped.
+pub const GAP: u64 = 15 << 32;
+/// Distance between windows.
+const STRIDE: u64 = WINDOW_SIZE + GAP;
 const CHUNK_BITS: u32 = 10;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
@@ -79,6 +81,7 @@ unsafe impl Send for Arena {}
 impl Arena {
     /// Reserves room for `count` windows. Nothing is mapped; the kernel refuses only if address space is limited.
     pub fn new(count: usize) -> Result<Self, nix::Error> {
+        // One more, for a gap before the first, and a window's size to align to.
         let size = (count as u64 + 1) * STRIDE;
         let length = NonZeroUsize::new(size as usize).ok_or(nix::Error::EINVAL)?;
         let flags = nix::sys::mman::MapFlags::MAP_PRIVATE

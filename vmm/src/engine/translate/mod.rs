@@ -113,6 +113,7 @@ struct Stats {
     learnt_dynamic: u64,
     learnt_interpreted: u64,
     learnt_varied: u64,
+    learnt_wrapping: u64,
     learnt_faulting: u64,
     spared: u64,
     joined: u64,
@@ -143,6 +144,8 @@ pub struct Translator {
     /// Blocks and calls that are often come to for another EIP.
     varied: PhysicalPlaces,
     trips: HashMap<u64, u32, RandomState>,
+    /// Instructions whose operands' addresses come round the address space.
+    wrapping: PhysicalPlaces,
     /// Instructions that keep faulting.
     churn: churn::Churn,
     /// What the context's windows were last set up for.
@@ -225,6 +228,7 @@ impl Translator {
             device_faults: HashMap::default(),
             varied: PhysicalPlaces::default(),
             trips: HashMap::default(),
+            wrapping: PhysicalPlaces::default(),
             churn: churn::Churn::default(),
             active: None,
             routes: dispatch::Routes::new(),
@@ -410,6 +414,7 @@ impl Engine for Translator {
             ("sites learnt: picks its window", s.learnt_dynamic),
             ("sites learnt: reaches a device", s.learnt_interpreted),
             ("sites learnt: come to for other EIPs", s.learnt_varied),
+            ("sites learnt: comes round the address space", s.learnt_wrapping),
             ("sites learnt: keeps faulting", s.learnt_faulting),
             ("instructions interpreted to spare a fault", s.spared),
             ("branches joined to other pages", s.joined),

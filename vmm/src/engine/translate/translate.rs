@@ -11,8 +11,10 @@
 mod branch;
 mod copy;
 mod operand;
+mod pointers;
 mod sensitive;
 mod source;
+mod stack;
 mod string;
 
 use std::mem::offset_of;
@@ -21,10 +23,12 @@ use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
 use self::branch::Pending;
 use self::copy::Parts;
-use self::operand::{Place, base_offset, number, rename, segment_index, selector_offset, set_memory};
+use self::operand::{base_offset, rename, segment_index, set_memory};
+use self::pointers::Pointers;
+use self::stack::{names_esp, writes_esp};
 use super::block::{Leave, Origin, Point};
 use super::classify::{Class, classify};
-use super::context::{Context, NEAR, host};
+use super::context::Context;
 use super::decode::Trace;
 use super::emit::Emitter;
 use super::mode::{Mode, SegmentClass};
@@ -45,6 +49,8 @@ pub struct Environment<'a> {
     pub faulting: &'a Places,
     /// Physical addresses of blocks and of calls that are often come to for another EIP than theirs.
     pub varied: &'a PhysicalPlaces,
+    /// Physical addresses of instructions whose operands' addresses were seen to come round the address space.
+    pub wrapping: &'a PhysicalPlaces,
     /// Physical address of the page that the block begins in.
     pub frame: u64,
     /// Pages mean the same in every address space: branches between them can be linked.
@@ -75,9 +81,13 @@ pub struct Translation {
 impl Environment<'_> {
     fn class(&self, insn: &Instruction) -> Class {
         let among = |places: &Places| !places.is_empty() && places.contains(&insn.ip32());
-        match among(self.interpreted) || self.mode.user() && among(self.faulting) {
-            true => Class::Interpret,
-            false => classify(insn, self.mode),
+        if among(self.interpreted) || self.mode.user() && among(self.faulting) {
+            return Class::Interpret;
+        }
+        match classify(insn, self.mode) {
+            // It may change itself, and a block's look at its source does not come between two iterations.
+            Class::String if self.checked.is_some() && string::repeats_stores(insn) => Class::Interpret,
+            class => class,
         }
     }
 }
@@ -89,6 +99,7 @@ struct Translator<'a> {
     delta: i32,
     /// r14 was used for an access, or made from ESP, since it was last moved: see [`NEAR`].
     anchored: bool,
+    pointers: Pointers,
     origins: Vec<Origin>,
     exits: Vec<Leave>,
     pending: Vec<Pending>,
@@ -114,6 +125,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         env,
         delta: 0,
         anchored: false,
+        pointers: Pointers::of(&trace.instructions),
         origins,
         exits,
         pending: Vec::new(),
@@ -136,6 +148,7 @@ pub fn translate(e: &mut Emitter, trace: &Trace, env: &Environment<'_>, out: &mu
         if ended {
             break;
         }
+        t.pointers.pass(insn);
     }
     if !ended {
         match instructions.is_empty() {
@@ -168,6 +181,11 @@ impl Translator<'_> {
         self.e.jump(self.env.trampolines.load_fp);
         self.e.mov64(1, 8);
         true
+    }
+
+    /// Physical address of the instruction being translated, if it begins in the block's page.
+    fn frame_place(&self) -> u64 {
+        self.env.frame | (self.eip & 0xfff) as u64
     }
 
     /// Notes that host code from here belongs to the guest instruction at `eip`.
@@ -238,45 +256,6 @@ impl Translator<'_> {
         })
     }
 
-    /// Brings r14 up to date.
-    fn commit(&mut self) {
-        if self.delta != 0 {
-            self.bring_esp(self.delta);
-            self.mark(self.eip, Point::Inside);
-        }
-    }
-
-    /// Moves r14 on by `by`, to where it is up to date.
-    fn bring_esp(&mut self, by: i32) {
-        self.delta = 0;
-        if self.anchored && (-NEAR..=NEAR).contains(&by) {
-            if by != 0 {
-                self.e.move_esp(by);
-                self.anchored = false;
-            }
-        } else if by != 0 {
-            self.e.move_esp_anew(by);
-            self.anchored = true;
-        }
-    }
-
-    /// The instruction is about to write ESP: r14 is to hold nothing else, unless what comes writes all of it anyway. True
-    /// if r14 is ESP itself now, and no address.
-    fn before_writing_esp(&mut self, insn: &Instruction) -> bool {
-        use Mnemonic::*;
-        let whole = matches!(insn.mnemonic(), Mov | Lea | Add | Sub | And) && insn.op0_register() == Register::ESP;
-        if !whole {
-            self.e.mov32(host::ESP, host::ESP);
-        }
-        !whole
-    }
-
-    /// ESP was written to r14d: it is made an address again.
-    fn after_writing_esp(&mut self) {
-        self.e.make_esp(host::ESP, 0);
-        self.anchored = true;
-    }
-
     /// An instruction that differs only in its registers and memory operand.
     fn plain(&mut self, insn: &Instruction, source: &[u8], simd: bool) -> Option<()> {
         if self.fold_esp(insn) {
@@ -331,106 +310,6 @@ impl Translator<'_> {
         }
         Some(())
     }
-
-    /// `lea esp, [esp + n]`, `mov r32, esp` and the like, without committing.
-    fn fold_esp(&mut self, insn: &Instruction) -> bool {
-        match insn.code() {
-            Code::Lea_r32_m
-                if insn.op0_register() == Register::ESP
-                    && insn.memory_base() == Register::ESP
-                    && insn.memory_index() == Register::None =>
-            {
-                // Nothing says that memory is there: r14 must not be moved by it alone.
-                self.delta = self.delta.wrapping_add(insn.memory_displacement32() as i32);
-                self.e.move_esp_anew(self.delta);
-                (self.delta, self.anchored) = (0, true);
-                true
-            }
-            Code::Mov_r32_rm32 | Code::Mov_rm32_r32
-                if insn.op1_kind() == OpKind::Register
-                    && insn.op0_kind() == OpKind::Register
-                    && insn.op1_register() == Register::ESP
-                    && insn.op0_register() != Register::ESP =>
-            {
-                self.e.lea32_or_mov(number(insn.op0_register()), host::ESP, self.delta);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn push(&mut self, insn: &Instruction) -> Option<()> {
-        match insn.op0_kind() {
-            OpKind::Register if insn.op0_register().is_segment_register() => {
-                let offset = selector_offset(insn.op0_register())?;
-                self.e.load_context(false, 11, offset);
-                let place = self.stack(-4)?;
-                // The upper half of the slot stays as it was, as on processors since the P6 (SDM vol. 2, PUSH).
-                self.store(place, Register::R11W);
-            }
-            OpKind::Register if insn.op0_register() == Register::ESP => {
-                self.e.lea32_or_mov(11, host::ESP, self.delta);
-                let place = self.stack(-4)?;
-                self.store(place, Register::R11D);
-            }
-            OpKind::Register => {
-                let place = self.stack(-4)?;
-                self.store(place, insn.op0_register());
-            }
-            OpKind::Memory => {
-                let from = self.place(insn)?;
-                self.load(Register::R11D, from);
-                let place = self.stack(-4)?;
-                self.store(place, Register::R11D);
-            }
-            _ => {
-                let place = self.stack(-4)?;
-                self.store_immediate(place, insn.immediate(0) as u32);
-            }
-        }
-        self.delta = self.delta.wrapping_sub(4);
-        Some(())
-    }
-
-    fn pop(&mut self, insn: &Instruction) -> Option<()> {
-        if insn.op0_kind() == OpKind::Register {
-            let place = self.stack(0)?;
-            self.load(insn.op0_register(), place);
-            self.delta = self.delta.wrapping_add(4);
-            return Some(());
-        }
-        let from = self.stack(0)?;
-        self.load(Register::R11D, from);
-        // The address is computed with the incremented ESP (SDM vol. 2, POP).
-        self.delta = self.delta.wrapping_add(4);
-        let to = self.place(insn)?;
-        self.store(to, Register::R11D);
-        Some(())
-    }
-
-    fn leave(&mut self) -> Option<()> {
-        let place = Place::Window { base: Register::EBP, index: Register::None, scale: 1, displacement: 0 };
-        let place = self.finish_place(place)?;
-        self.load(Register::R11D, place);
-        self.e.make_esp(5, 4);
-        self.e.mov32(5, 11);
-        (self.delta, self.anchored) = (0, true);
-        Some(())
-    }
-}
-
-/// True if an instruction that names ESP or SP may write it.
-fn writes_esp(insn: &Instruction) -> bool {
-    let named = |i| insn.op_kind(i) == OpKind::Register && matches!(insn.op_register(i), Register::ESP | Register::SP);
-    let second = matches!(insn.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd);
-    let reads = matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Bt);
-    !reads && (named(0) || (second && named(1)) || insn.mnemonic() == Mnemonic::Mulx && named(1))
-}
-
-/// True if ESP or SP is an operand of its own, rather than the base of an address.
-fn names_esp(insn: &Instruction) -> bool {
-    (0..insn.op_count())
-        .any(|i| insn.op_kind(i) == OpKind::Register && matches!(insn.op_register(i), Register::ESP | Register::SP))
 }
 
 /// Replaces encodings that 64-bit mode does not have.

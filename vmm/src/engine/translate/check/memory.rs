@@ -5,6 +5,8 @@
 //! * `[r14 + displacement]`, r14 the host address of ESP. That is in the window or within twice [`NEAR`] of it: each time
 //!   it is moved without being made from ESP anew, an access near it went well before. With a displacement it stays in
 //!   the gaps of 4 GiB around the window.
+//! * `[r12 + number * scale + displacement]`, r12 the window's base and the number below 2^32: from 2 GiB before the window
+//!   to 34 GiB after its start, and a bit-string instruction 256 MiB further. The gaps on both sides are wider ([`GAP`]).
 //! * `[window + linear]`, the window picked for that very linear address. A bit-string instruction adds a signed bit
 //!   offset of its own, 256 MiB either way at most: that too stays in the window and the gaps around it.
 //! * RSI and RDI of string instructions, made from a window and a linear address just before. They move element by
@@ -19,6 +21,7 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 use super::state::{State, Value, number, scratch, writable};
 use crate::cpu::{Segment, eflags};
 use crate::engine::translate::context::{Context, NEAR, host};
+use crate::mmu::GAP;
 
 const OUTSIDE: &str = "memory operand is neither in a window nor an allowed field of the context";
 
@@ -30,6 +33,7 @@ pub fn window_operand(insn: &Instruction, state: &State) -> Result<(), &'static 
     match addresses_32_bits(insn) {
         true => gs_operand(insn, state),
         false if insn.memory_base() == Register::R14 => stack_operand(insn, state),
+        false if insn.memory_base() == Register::R12 => near_operand(insn, state),
         false => picked_operand(insn, state),
     }
 }
@@ -38,6 +42,21 @@ pub fn window_operand(insn: &Instruction, state: &State) -> Result<(), &'static 
 fn stack_operand(insn: &Instruction, state: &State) -> Result<(), &'static str> {
     let shape = insn.memory_index() == Register::None && insn.segment_prefix() == Register::None;
     match shape && state.get(host::ESP) == Value::Stack {
+        true => Ok(()),
+        false => Err(OUTSIDE),
+    }
+}
+
+/// How far a scaled number below 2^32, a displacement, a bit offset and the widest operand reach, beyond a window or
+/// before it.
+const REACH: u64 = (8 << 32) + (1 << 31) + (1 << 28) + 64;
+const _: () = assert!(REACH <= GAP);
+
+/// `[r12 + number * scale + displacement]`.
+fn near_operand(insn: &Instruction, state: &State) -> Result<(), &'static str> {
+    let index = insn.memory_index();
+    let guest = index == Register::None || (index.is_gpr64() && writable(number(index)) && state.narrow(number(index)));
+    match guest && insn.segment_prefix() == Register::None {
         true => Ok(()),
         false => Err(OUTSIDE),
     }

@@ -109,6 +109,7 @@ fn emit(program: &[u8], setup: Setup) -> Emitted {
         interpreted: &Default::default(),
         faulting: &Default::default(),
         varied: &Default::default(),
+        wrapping: &Default::default(),
         frame: CODE as u64,
         fixed: setup == Setup::Flat,
         checked: None,

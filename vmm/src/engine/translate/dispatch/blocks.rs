@@ -123,6 +123,7 @@ impl Translator {
                 interpreted: &self.interpreted,
                 faulting: &self.churn.places,
                 varied: &self.varied,
+                wrapping: &self.wrapping,
                 frame: key.gpa & !0xfff,
                 fixed,
                 checked: bytes.filter(|_| mixed && !self.trace.instructions.is_empty()),

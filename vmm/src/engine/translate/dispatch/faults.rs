@@ -84,6 +84,9 @@ impl Translator {
         }
         let located = self.shadow.locate(self.context.fault_address);
         let Some((window, linear)) = located.filter(|_| self.context.fault_trap == TRAP_PAGE_FAULT) else {
+            if self.context.fault_trap == TRAP_PAGE_FAULT {
+                self.learn_wrapping(id, origin.eip);
+            }
             return self.interpret(vcpu).map(|_| None);
         };
         let write = self.context.fault_error & ERROR_WRITE != 0;
@@ -121,6 +124,19 @@ impl Translator {
                     .map(|rights| Awaited { eip: origin.eip, cr3: vcpu.state.cr3, cpl, rights, linear, write });
                 Ok(None)
             }
+        }
+    }
+
+    /// The instruction at `eip` of block `id` reached into the gaps around its window.
+    fn learn_wrapping(&mut self, id: u32, eip: u32) {
+        let place = self.registry.block(id).key.gpa & !0xfff | (eip & 0xfff) as u64;
+        if self.wrapping.len() >= MAX_LEARNT {
+            self.wrapping.clear();
+        }
+        if self.wrapping.insert(place) {
+            self.stats.learnt_wrapping += 1;
+            self.registry.invalidate(&mut self.cache, id);
+            self.purge();
         }
     }
 

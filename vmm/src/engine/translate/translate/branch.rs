@@ -94,8 +94,7 @@ impl Translator<'_> {
     /// Goes on only if r8d is `eip`. What is not seldom come to for something else goes to the branch at `elsewhere` then.
     /// The supervisor's code is not left to the tripwire: it switches stacks, and then every return is to somewhere else.
     pub(super) fn expect(&mut self, eip: u32, elsewhere: u64) {
-        let place = self.env.frame | (self.eip & 0xfff) as u64;
-        match self.env.mode.user() && !self.env.varied.contains(&place) {
+        match self.env.mode.user() && !self.env.varied.contains(&self.frame_place()) {
             true => self.e.expect_eip_or_fault(eip),
             false => self.e.expect_eip(eip, elsewhere),
         }

@@ -124,7 +124,7 @@ impl Translator<'_> {
 }
 
 /// True if an operand is AH, CH, DH or BH, which no instruction with a REX prefix can name.
-fn names_high_byte(insn: &Instruction) -> bool {
+pub(super) fn names_high_byte(insn: &Instruction) -> bool {
     let high = |r| matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
     (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Register && high(insn.op_register(i)))
 }

@@ -17,6 +17,8 @@ pub(super) enum Place {
     Window { base: Register, index: Register, scale: u32, displacement: u32 },
     /// `[r14 + displacement]`: no prefix, so that it costs what the guest's own access to its stack does.
     Stack(i32),
+    /// `[r12 + index * scale + displacement]`: see [`super::pointers`].
+    Near { index: Register, scale: u32, displacement: i32 },
     /// `[r9 + r8]`, r9 a window and r8 the linear address.
     Picked,
 }
@@ -57,7 +59,8 @@ impl Translator<'_> {
             SegmentClass::Based => self.add_base(segment, flat)?,
             SegmentClass::Checked => return None,
         };
-        self.finish_place(place)
+        let place = self.finish_place(place)?;
+        Some(self.unprefixed(insn, place))
     }
 
     /// Picks the window at run time where that is needed.
@@ -85,7 +88,7 @@ impl Translator<'_> {
         let (base, index, displacement) = match place {
             Place::Window { base, index, displacement, .. } => (base, index, displacement),
             Place::Stack(displacement) => (Register::R14D, Register::None, displacement as u32),
-            Place::Picked => return None,
+            Place::Near { .. } | Place::Picked => return None,
         };
         let offset = base_offset(segment);
         Some(match (base, index) {
@@ -180,6 +183,14 @@ pub(super) fn address(place: Place) -> Address {
             scale: 0,
             displacement: displacement as u32,
         },
+        Place::Near { index, scale, displacement } => Address {
+            window: false,
+            narrow: false,
+            base: Some(host::WINDOW),
+            index: known(index),
+            scale: scale.trailing_zeros() as u8,
+            displacement: displacement as u32,
+        },
         Place::Picked => {
             Address { window: false, narrow: false, base: Some(9), index: Some(8), scale: 0, displacement: 0 }
         }
@@ -205,6 +216,14 @@ pub(super) fn set_memory(insn: &mut Instruction, place: Place) {
             insn.set_memory_base(Register::R14);
             insn.set_memory_index(Register::None);
             insn.set_memory_index_scale(1);
+            insn.set_memory_displacement64(displacement as i64 as u64);
+            insn.set_memory_displ_size((displacement != 0) as u32);
+        }
+        Place::Near { index, scale, displacement } => {
+            insn.set_segment_prefix(Register::None);
+            insn.set_memory_base(Register::R12);
+            insn.set_memory_index(if index == Register::None { index } else { index.full_register() });
+            insn.set_memory_index_scale(scale);
             insn.set_memory_displacement64(displacement as i64 as u64);
             insn.set_memory_displ_size((displacement != 0) as u32);
         }

@@ -11,7 +11,7 @@ use super::{CACHE, Emitted};
 use crate::engine::translate::context::Context;
 
 /// Ways in which [`spoilt`] spoils an instruction.
-pub const WAYS: usize = 25;
+pub const WAYS: usize = 29;
 
 /// `block` made of `instructions` instead, laid out anew; branches follow the instructions that they go to. `moved` is
 /// the index from which indices are shifted by one insertion (or removal, -1).
@@ -134,6 +134,21 @@ fn addresses(insn: &Instruction) -> Changed {
         }));
         all.push(changed(insn, "address from a register of the host's", |i| i.set_memory_base(Register::R15D)));
     }
+    if has_memory(insn) && insn.memory_base() == Register::R12 {
+        for base in [Register::R13, Register::R15, Register::RAX, Register::RSP] {
+            all.push(changed(insn, "another base for the window", |i| i.set_memory_base(base)));
+        }
+        for index in [Register::R12, Register::R13, Register::R14, Register::R15] {
+            all.push(changed(insn, "index of the host's", |i| i.set_memory_index(index)));
+        }
+        all.push(changed(insn, "GS on the window's base", |i| i.set_segment_prefix(Register::GS)));
+        all.push(changed(insn, "67h on the window's base", |i| {
+            i.set_memory_base(Register::R12D);
+            if i.memory_index() != Register::None {
+                i.set_memory_index(wide_to_narrow(i.memory_index()));
+            }
+        }));
+    }
     if picked(insn) {
         for base in [Register::R10, Register::RAX, Register::R15, Register::RSP] {
             all.push(changed(insn, "another base for a picked window", |i| i.set_memory_base(base)));
@@ -153,7 +168,7 @@ fn addresses(insn: &Instruction) -> Changed {
 fn stack(insn: &Instruction) -> Changed {
     let mut all = Vec::new();
     if has_memory(insn) && insn.memory_base() == Register::R14 {
-        for base in [Register::R12, Register::R13, Register::RAX, Register::RSP, Register::RBP] {
+        for base in [Register::R13, Register::RAX, Register::RSP, Register::RBP] {
             all.push(changed(insn, "another base for the stack", |i| i.set_memory_base(base)));
         }
         all.push(changed(insn, "stack with an index", |i| i.set_memory_index(Register::RAX)));
@@ -190,6 +205,10 @@ fn tripwire(insn: &Instruction) -> Changed {
         all.push(changed(insn, "another difference at the tripwire", |i| i.set_memory_base(base)));
     }
     all
+}
+
+fn wide_to_narrow(r: Register) -> Register {
+    Register::EAX + r.number() as u32
 }
 
 fn wide(r: Register) -> Register {
