@@ -167,7 +167,8 @@ impl Cgroup {
 }
 
 impl Drop for Cgroup {
-    /// The processes have ended, but for ourselves. What fails leaves an empty group, which harms nobody.
+    /// The processes have ended, but for ourselves. What fails leaves an empty group, which harms nobody. Controllers that were
+    /// switched on at the root of the hierarchy stay on: others may have come to use them.
     fn drop(&mut self) {
         if self.moved {
             // A group that accounts for groups below takes no process.
