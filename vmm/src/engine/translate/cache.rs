@@ -118,11 +118,15 @@ impl CodeCache {
     /// Replaces the 32-bit displacement at executable address `at` so that the branch that ends with it goes to
     /// `target`. The caller runs on the processor's own thread, so the branch is not being executed.
     pub fn patch_branch(&mut self, at: u64, target: u64) {
-        let displacement = target.wrapping_sub(at + 4) as i32;
+        self.patch(at, &(target.wrapping_sub(at + 4) as i32).to_le_bytes());
+    }
+
+    /// Replaces the code at executable address `at`, as [`Self::patch_branch`] does.
+    pub fn patch(&mut self, at: u64, code: &[u8]) {
         let offset = (at - self.start()) as usize;
-        if offset + 4 <= self.size {
-            // SAFETY: checked to be inside the mapping.
-            unsafe { self.write.as_ptr().add(offset).cast::<i32>().write_unaligned(displacement) };
+        if offset + code.len() <= self.size {
+            // SAFETY: checked to be inside the mapping, and nobody holds a reference into it.
+            unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.as_ptr().add(offset), code.len()) };
         }
     }
 

@@ -424,9 +424,12 @@ impl Step<'_> {
         self.left()
     }
 
-    /// `[branches + index*8]` or `[branches + constant]`.
+    /// `[branches + index*8]`, `[branches + constant]`, or the place of the EIP in r8d on the chart.
     fn through_table(&self, code: Code) -> Rule<()> {
         let i = self.insn;
+        if i.code() == code && i.op0_kind() == OpKind::Memory && memory::on_chart(i) && self.state.narrow(TARGET) {
+            return Ok(());
+        }
         let shape = i.code() == code
             && i.op0_kind() == OpKind::Memory
             && i.memory_base().is_gpr64()
