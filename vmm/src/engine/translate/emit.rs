@@ -217,6 +217,18 @@ impl Emitter {
         self.bytes(&mask.to_le_bytes());
     }
 
+    /// `add reg, value`, or `sub`; reg is of r8 to r11. Changes flags.
+    pub fn add_immediate(&mut self, reg: u8, add: bool, value: u32) {
+        let modrm = if add { 0xc0 } else { 0xe8 } | (reg & 7);
+        match i8::try_from(value as i32) {
+            Ok(short) => self.bytes(&[0x41, 0x83, modrm, short as u8]),
+            Err(_) => {
+                self.bytes(&[0x41, 0x81, modrm]);
+                self.bytes(&value.to_le_bytes());
+            }
+        }
+    }
+
     /// `lea to32, [to + from]`, both of r8 to r11: addition without flags.
     pub fn lea32_sum(&mut self, to: u8, from: u8) {
         self.bytes(&[0x47, 0x8d, 0x04 | (to & 7) << 3, (to & 7) << 3 | (from & 7)]);
