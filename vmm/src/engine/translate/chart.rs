@@ -23,6 +23,8 @@ const SIZE: usize = 8 << 32;
 pub const CHART: usize = size_of::<Context>().next_multiple_of(PAGE);
 /// Host pages of the chart that may be in use; then all of it is given back.
 const MAX_PAGES: usize = 4096;
+/// Notes of what was put on it at most; then it is emptied.
+const MAX_FILLED: usize = 1 << 16;
 
 /// The context of one processor, with the chart behind it.
 pub struct Chart {
@@ -75,6 +77,9 @@ impl Chart {
             return;
         }
         self.touch(eip);
+        if self.filled.len() >= MAX_FILLED {
+            self.clear();
+        }
         self.filled.push(eip);
         // SAFETY: inside the mapping, which is writable.
         unsafe { self.entry(eip).write(main) };
@@ -180,6 +185,10 @@ mod tests {
     #[test]
     fn it_does_not_grow_for_ever() {
         let mut chart = Chart::new().unwrap();
+        for n in 0..3 * MAX_FILLED as u32 {
+            chart.put(7, u64::from(n));
+            assert!(chart.filled.len() <= MAX_FILLED);
+        }
         chart.cpl = 3;
         for n in 0..3 * MAX_PAGES as u32 {
             chart.put(n * 4096, 1);
