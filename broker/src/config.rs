@@ -56,6 +56,8 @@ struct DiskTable {
     cache: Option<Text>,
     serial: Option<Text>,
     bounce: Option<Text>,
+    queues: Option<u16>,
+    dma: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -73,6 +75,7 @@ struct LimitsTable {
 struct BackEndTable {
     socket: PathBuf,
     bounce: Option<Text>,
+    queues: Option<u16>,
 }
 
 /// A text of the file, with its place.
@@ -162,7 +165,8 @@ fn parse(text: &str, dir: &Path) -> Result<Vec<OsString>, String> {
     }
     for back_end in &file.vhost_user_blk {
         let bounce = back_end.bounce.as_ref().map(|size| format!(",bounce={}", size.get_ref())).unwrap_or_default();
-        let option = format!("socket={}{bounce}", dir.join(&back_end.socket).display());
+        let queues = back_end.queues.map(|number| format!(",queues={number}")).unwrap_or_default();
+        let option = format!("socket={}{bounce}{queues}", dir.join(&back_end.socket).display());
         arguments.option("--vhost-user-blk", Some(option));
     }
     Ok(arguments.0)
@@ -196,9 +200,11 @@ impl DiskTable {
     fn option(&self, dir: &Path) -> String {
         let path = dir.join(&self.path).display().to_string();
         let readonly = (if self.readonly { "on" } else { "off" }).to_owned();
-        let more = [("cache", &self.cache), ("serial", &self.serial), ("bounce", &self.bounce)];
+        let more = [("cache", &self.cache), ("serial", &self.serial), ("bounce", &self.bounce), ("dma", &self.dma)];
+        let queues = self.queues.map(|number| ("queues", number.to_string()));
         let items = [("path", path), ("format", self.format.get_ref().clone()), ("readonly", readonly)].into_iter();
         let items = items.chain(more.into_iter().filter_map(|(key, v)| Some((key, v.as_ref()?.get_ref().clone()))));
+        let items = items.chain(queues);
         items.map(|(key, value)| format!("{key}={}", value.replace(',', ",,"))).collect::<Vec<_>>().join(",")
     }
 }
@@ -260,8 +266,11 @@ mod tests {
             format = "qcow2"
             cache = "unsafe"
             bounce = "1M"
+            dma = "shared"
+            queues = 2
             [[vhost-user-blk]]
             socket = "s"
+            queues = 3
         "#;
         let wanted = [
             "--name=guest",
@@ -276,8 +285,8 @@ mod tests {
             "--allow-missing=landlock",
             "--limits=memory=1G,cpu=2,cpu-weight=50",
             "--disk=path=/etc/guests/a,,b,format=raw,readonly=on,serial=S",
-            "--disk=path=/c,format=qcow2,readonly=off,cache=unsafe,bounce=1M",
-            "--vhost-user-blk=socket=/etc/guests/s",
+            "--disk=path=/c,format=qcow2,readonly=off,cache=unsafe,bounce=1M,dma=shared,queues=2",
+            "--vhost-user-blk=socket=/etc/guests/s,queues=3",
         ];
         assert_eq!(parsed(text).unwrap(), wanted);
         assert_eq!(parsed("").unwrap(), [""; 0]);

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use ipc::control::DeviceEvent;
+use ipc::control::{DeviceEvent, DmaMode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use policy::Layers;
 use serde_json::Value;
@@ -87,7 +87,10 @@ impl Devices {
 
     /// What is to be seen of the devices, and of their processes.
     pub fn report(&self) -> (Vec<Value>, Vec<Value>) {
-        let process = |d: &Device| Some(inspect::process(&d.name, "dev-blk", d.back_end()?.process.pid()));
+        let process = |d: &Device| {
+            let shared = d.config().dma == DmaMode::Shared;
+            Some(inspect::process(&d.name, "dev-blk", d.back_end()?.process.pid(), shared))
+        };
         (self.devices.iter().map(Device::report).collect(), self.devices.iter().filter_map(process).collect())
     }
 

@@ -8,15 +8,16 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use ipc::control::{DiskConfig, MAX_BOUNCE, MIN_BOUNCE};
+use ipc::control::{DiskConfig, DmaMode, MAX_BOUNCE, MAX_QUEUES, MIN_BOUNCE};
 
 use crate::cli::byte_count;
 
 /// Bounce region of a disk unless given: requests of up to 4 MiB, several of them in flight.
 pub const DEFAULT_BOUNCE: u64 = 8 << 20;
-/// Why a back end cannot have all of guest RAM.
-const ONLY_BOUNCE: &str = "dma: only `bounce` is possible. A back end that writes guest RAM itself would have to log its \
-                           writes (VHOST_F_LOG_ALL), which the vmm does not follow yet";
+/// Why somebody else's back end cannot have all of guest RAM.
+const ONLY_BOUNCE: &str = "dma: only `bounce` is possible for a back end that was started by somebody else. A guest that \
+                           resets its disk must know that nothing is written any more, and only a process that we can \
+                           kill is sure to have stopped; give the image by --disk, with dma=shared";
 
 /// Why there is no connection to a back end that is there.
 const HANGS: &str = "others wait already, and it takes no connection: it hangs, or serves somebody else";
@@ -28,27 +29,30 @@ pub struct VhostUserBlk {
     pub socket: PathBuf,
     /// Bytes of bounce region.
     pub bounce: u64,
+    /// Virtqueues that the guest is offered, if the back end has as many.
+    pub queues: u16,
 }
 
 impl VhostUserBlk {
-    /// Parses `socket=PATH[,bounce=SIZE]`.
+    /// Parses `socket=PATH[,bounce=SIZE][,queues=N]`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (mut socket, mut bounce) = (None, DEFAULT_BOUNCE);
+        let (mut socket, mut bounce, mut queues) = (None, DEFAULT_BOUNCE, 1);
         for item in text.split(',') {
             match item.split_once('=') {
                 Some(("socket", path)) if !path.is_empty() => socket = Some(PathBuf::from(path)),
                 Some(("bounce", size)) => bounce = bounce_size(size)?,
+                Some(("queues", number)) => queues = queue_count(number)?,
                 Some(("dma", "bounce")) => {}
                 Some(("dma", _)) => return Err(ONLY_BOUNCE.into()),
-                _ => return Err(format!("`{item}`: give socket=PATH and, if you like, bounce=SIZE")),
+                _ => return Err(format!("`{item}`: give socket=PATH and, if you like, bounce=SIZE, queues=N")),
             }
         }
-        Ok(Self { socket: socket.ok_or("socket=PATH is missing")?, bounce })
+        Ok(Self { socket: socket.ok_or("socket=PATH is missing")?, bounce, queues })
     }
 
     /// What the vmm is told of it.
     pub fn config(&self, name: &str) -> DiskConfig {
-        DiskConfig { name: name.into(), bounce: self.bounce }
+        DiskConfig { name: name.into(), bounce: self.bounce, queues: self.queues, dma: DmaMode::Bounce }
     }
 
     /// Connects to the back end, without waiting: one that takes no connections (EAGAIN, unix(7)) must not stop the broker.
@@ -75,6 +79,12 @@ pub fn bounce_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parses a number of queues.
+pub fn queue_count(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|number| (1..=MAX_QUEUES).contains(number));
+    number.ok_or_else(|| format!("queues: a number from 1 to {MAX_QUEUES}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,7 +92,7 @@ mod tests {
     #[test]
     fn a_back_end_that_takes_no_connections_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = VhostUserBlk { socket: dir.path().join("s"), bounce: 8 << 20 };
+        let disk = VhostUserBlk { socket: dir.path().join("s"), bounce: 8 << 20, queues: 1 };
         assert_eq!(disk.connect().unwrap_err().kind(), io::ErrorKind::NotFound);
         let _listener = std::os::unix::net::UnixListener::bind(&disk.socket).unwrap();
         let mut taken = Vec::new();
@@ -97,12 +107,22 @@ mod tests {
 
     #[test]
     fn what_is_given_is_what_is_meant() {
-        let disk = VhostUserBlk { socket: "/run/disk".into(), bounce: 8 << 20 };
+        let disk = VhostUserBlk { socket: "/run/disk".into(), bounce: 8 << 20, queues: 1 };
         assert_eq!(VhostUserBlk::parse("socket=/run/disk"), Ok(disk.clone()));
         assert_eq!(VhostUserBlk::parse("bounce=1M,socket=/run/disk"), Ok(VhostUserBlk { bounce: 1 << 20, ..disk }));
-        for wrong in ["", "socket=", "bounce=1M", "socket=/x,bounce=4K", "socket=/x,bounce=2G", "socket=/x,ro"] {
+        assert_eq!(VhostUserBlk::parse("socket=/run/disk,queues=4").unwrap().queues, 4);
+        for wrong in [
+            "socket=/x,queues=0",
+            "socket=/x,queues=17",
+            "",
+            "socket=",
+            "bounce=1M",
+            "socket=/x,bounce=4K",
+            "socket=/x,bounce=2G",
+            "socket=/x,ro",
+        ] {
             assert!(VhostUserBlk::parse(wrong).is_err(), "{wrong}");
         }
-        assert!(VhostUserBlk::parse("socket=/x,dma=shared").is_err_and(|why| why.contains("VHOST_F_LOG_ALL")));
+        assert!(VhostUserBlk::parse("socket=/x,dma=shared").is_err_and(|why| why.contains("by --disk")));
     }
 }

@@ -6,15 +6,15 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-use ipc::control::{Cache, DiskConfig, Format, MAX_SERIAL, Serve};
+use ipc::control::{Cache, DiskConfig, DmaMode, Format, MAX_SERIAL, Serve};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-use crate::disks::{DEFAULT_BOUNCE, bounce_size};
+use crate::disks::{DEFAULT_BOUNCE, bounce_size, queue_count};
 
 /// What is said of a disk on the command line.
 const FORM: &str = "give path=FILE,format=raw|qcow2 and, if you like, readonly=on|off, cache=none|writeback|unsafe, \
-                    serial=TEXT, bounce=SIZE; a comma in a path is written twice";
+                    serial=TEXT, bounce=SIZE, queues=N, dma=bounce|shared; a comma in a path is written twice";
 
 /// A disk that a process of ours serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,10 @@ pub struct Disk {
     pub serial: String,
     /// Bytes of bounce region.
     pub bounce: u64,
+    /// Virtqueues that the guest is offered.
+    pub queues: u16,
+    /// Which memory its process is given.
+    pub dma: DmaMode,
 }
 
 /// An image, open and locked for as long as the value lives.
@@ -68,6 +72,7 @@ impl Disk {
         let (mut path, mut format) = (None, None);
         let (mut read_only, mut cache, mut serial, mut bounce) =
             (false, Cache::Writeback, String::new(), DEFAULT_BOUNCE);
+        let (mut queues, mut dma) = (1, DmaMode::Bounce);
         for item in split(text) {
             match item.split_once('=').ok_or_else(|| format!("`{item}`: {FORM}"))? {
                 ("path", value) if !value.is_empty() => path = Some(PathBuf::from(value)),
@@ -76,24 +81,25 @@ impl Disk {
                 ("cache", value) => cache = named(&item, value, &CACHES)?,
                 ("serial", value) => serial = serial_number(value)?,
                 ("bounce", value) => bounce = bounce_size(value)?,
+                ("queues", value) => queues = queue_count(value)?,
+                ("dma", value) => dma = named(&item, value, &DMA_MODES)?,
                 _ => return Err(format!("`{item}`: {FORM}")),
             }
         }
         let path = path.ok_or("path=FILE is missing")?;
         let format = format.ok_or("format=raw or format=qcow2 is missing: it is never guessed")?;
-        Ok(Self { path, format, read_only, cache, serial, bounce })
+        Ok(Self { path, format, read_only, cache, serial, bounce, queues, dma })
     }
 
     /// What the vmm is told of it.
     pub fn config(&self, name: &str) -> DiskConfig {
-        DiskConfig { name: name.into(), bounce: self.bounce }
+        DiskConfig { name: name.into(), bounce: self.bounce, queues: self.queues, dma: self.dma }
     }
 
     /// What its process is told of it.
     pub fn serve(&self) -> Serve {
         let (format, cache, serial) = (self.format, self.cache, self.serial.clone());
-        // The machine has one processor, and a queue for each.
-        Serve { format, cache, read_only: self.read_only, serial, queues: 1 }
+        Serve { format, cache, read_only: self.read_only, serial, queues: self.queues }
     }
 
     /// Opens and locks the image.
@@ -159,11 +165,14 @@ impl Disk {
 pub fn describe(disk: &Disk) -> String {
     let mode = if disk.read_only { ", read-only" } else { "" };
     let format = FORMATS.iter().find(|(_, format)| *format == disk.format).map_or("", |(name, _)| name);
-    format!("{} ({format}{mode})", disk.path.display())
+    let shared = if disk.dma == DmaMode::Shared { ", which may write all of guest RAM" } else { "" };
+    format!("{} ({format}{mode}{shared})", disk.path.display())
 }
 
 const FORMATS: [(&str, Format); 2] = [("raw", Format::Raw), ("qcow2", Format::Qcow2)];
 const CACHES: [(&str, Cache); 3] = [("none", Cache::None), ("writeback", Cache::Writeback), ("unsafe", Cache::Unsafe)];
+
+const DMA_MODES: [(&str, DmaMode); 2] = [("bounce", DmaMode::Bounce), ("shared", DmaMode::Shared)];
 
 fn named<T: Copy>(item: &str, value: &str, names: &[(&str, T)]) -> Result<T, String> {
     let found = names.iter().find(|(name, _)| *name == value).map(|(_, named)| *named);
@@ -200,6 +209,9 @@ mod tests {
     fn what_is_given_is_what_is_meant() {
         let plain = disk("path=/a,format=raw");
         assert_eq!((plain.read_only, plain.cache, plain.format), (false, Cache::Writeback, Format::Raw));
+        assert_eq!((plain.queues, plain.dma), (1, DmaMode::Bounce));
+        let other = disk("path=/a,format=raw,queues=4,dma=shared").config("d");
+        assert_eq!((other.queues, other.dma), (4, DmaMode::Shared));
         let full = disk("format=qcow2,path=/a,,b=c,readonly=on,cache=unsafe,serial=S 1,bounce=1M");
         assert_eq!((full.path.to_str().unwrap(), full.bounce, &full.serial[..]), ("/a,b=c", 1 << 20, "S 1"));
         assert_eq!((full.format, full.read_only, full.cache), (Format::Qcow2, true, Cache::Unsafe));
@@ -211,6 +223,8 @@ mod tests {
             ("path=/a,format=raw,ro", "readonly=on|off"),
             ("path=/a,format=raw,colour=red", "colour"),
             ("path=/a,format=raw,serial=012345678901234567890", "20"),
+            ("path=/a,format=raw,queues=17", "1 to 16"),
+            ("path=/a,format=raw,dma=log", "bounce, shared"),
             ("", "path=FILE"),
         ] {
             let error = Disk::parse(wrong).unwrap_err();

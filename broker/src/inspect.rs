@@ -7,8 +7,8 @@ use policy::Layer;
 use policy::verify::Verified;
 use serde_json::{Value, json};
 
-/// What is seen of one process now.
-pub fn process(name: &str, role: &str, pid: Pid) -> Value {
+/// What is seen of one process now, which was given guest RAM or not.
+pub fn process(name: &str, role: &str, pid: Pid, given_ram: bool) -> Value {
     let seen = match Verified::of(pid) {
         Ok(seen) => seen,
         // It may be about to be replaced.
@@ -17,7 +17,10 @@ pub fn process(name: &str, role: &str, pid: Pid) -> Value {
     let capabilities = seen.threads.values().flat_map(|status| status.capabilities).fold(0, |all, set| all | set);
     let filters = seen.threads.values().map(|s| if s.seccomp == 2 { s.filters } else { 0 }).min().unwrap_or(0);
     let namespaces: Vec<&str> = seen.own_namespaces.iter().map(|layer| layer.name()).collect();
-    let findings: Vec<String> = seen.findings().into_iter().map(|(layer, what)| format!("{layer}: {what}")).collect();
+    let findings = seen.findings().into_iter().map(|(layer, what)| format!("{layer}: {what}"));
+    let taken =
+        (seen.guest_ram > 0 && !given_ram).then(|| "guest RAM: it maps some, which it was not given".to_owned());
+    let findings: Vec<String> = findings.chain(taken).collect();
     json!({
         "name": name,
         "role": role,
@@ -28,6 +31,7 @@ pub fn process(name: &str, role: &str, pid: Pid) -> Value {
         "no_new_privs": seen.threads.values().all(|status| status.no_new_privs),
         "seccomp_filters": filters,
         "mapped_guest_ram": seen.guest_ram,
+        "given_guest_ram": given_ram,
         "mounts": seen.mounts,
         "descriptors": seen.descriptors,
         "lacks": findings,
@@ -72,7 +76,9 @@ fn one(process: &Value) -> String {
     line("no_new_privs", word(&process["no_new_privs"]));
     let (filters, threads) = (word(&process["seccomp_filters"]), word(&process["threads"]));
     line("seccomp", format!("{filters} filters on each of {threads} threads"));
-    line("mapped guest RAM", format!("{} bytes", word(&process["mapped_guest_ram"])));
+    let shared = process["role"] == "dev-blk" && process["given_guest_ram"] == true;
+    let why = if shared { ", given to it by dma=shared" } else { "" };
+    line("mapped guest RAM", format!("{} bytes{why}", word(&process["mapped_guest_ram"])));
     if process["cgroup"].is_object() {
         line("uses", usage(&process["cgroup"]));
     }
@@ -115,11 +121,11 @@ mod tests {
 
     #[test]
     fn our_own_process_is_shown_with_all_that_it_lacks() {
-        let own = process("me", "test", Pid::this());
+        let own = process("me", "test", Pid::this(), false);
         let shown = text(&json!({ "name": "m", "broker": 1, "processes": [own], "devices": [] }));
         assert!(shown.contains(&format!("me: process {}, test", Pid::this())), "{shown}");
         assert!(shown.contains("lacks") && shown.contains("mapped guest RAM   0 bytes"), "{shown}");
-        let gone = process("gone", "test", Pid::from_raw(i32::MAX));
+        let gone = process("gone", "test", Pid::from_raw(i32::MAX), false);
         assert!(one(&gone).contains("cannot be seen"));
         text(&json!({ "processes": [{}, 7], "devices": ["x"], "cgroup": { "memory_current": 7 } }));
         let named = json!({ "name": "x", "descriptors": { "9": "/memfd:\u{1b}[2J" } });

@@ -17,12 +17,13 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use ipc::spin::Spin;
+
 use crate::announce::Announcer;
 use crate::complain::Complaints;
 use crate::device::Device;
 use crate::queue::{self, Broken, Engine};
 use crate::request::MAX_DESCRIPTORS;
-use crate::spin::Spin;
 use crate::vring::{Memory, Vring};
 
 /// The back end of one connection.

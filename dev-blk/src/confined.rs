@@ -29,7 +29,7 @@ use crate::server::{self, ServeError};
 
 /// The descriptor of the control channel.
 const CONTROL: i32 = 3;
-/// How long a worker waits for a next request before it sleeps (see `spin`).
+/// How long a worker waits for a next request before it sleeps (see `ipc::spin`).
 const SPIN: Duration = Duration::from_micros(30);
 /// Exit code: the disk could not be served.
 const FAILED: u8 = 4;

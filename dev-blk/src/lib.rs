@@ -2,7 +2,7 @@
 //!
 //! From the bottom up: `request` makes sense of a guest's descriptor chain and does nothing else; `disk` is the image;
 //! `device` carries a request out on a disk; `queue` does that for all chains of a virtqueue; `backend` connects queues to
-//! vhost-user; `server` accepts connections. `config` is what the guest reads of the device, `spin` how a worker waits,
+//! vhost-user; `server` accepts connections. `config` is what the guest reads of the device,
 //! `complain` keeps a guest from filling the log, `control` takes
 //! commands from whoever started the process, `announce` tells a front end of a new size, `inherit` takes descriptors over,
 //! `options` is the command line. `confined` is the life of the process that `bulkhead run` starts for each disk.
@@ -28,5 +28,4 @@ pub mod options;
 pub mod queue;
 pub mod request;
 pub mod server;
-pub mod spin;
 pub mod vring;

@@ -19,7 +19,7 @@ mod table;
 use serde::{Deserialize, Serialize};
 
 pub use back_end::{Cache, Format, FromDevice, MAX_SERIAL, Serve, ToDevice};
-pub use device::{DeviceEvent, DiskConfig, MAX_BOUNCE, MAX_DISKS, MAX_NAME, MIN_BOUNCE};
+pub use device::{DeviceEvent, DiskConfig, DmaMode, MAX_BOUNCE, MAX_DISKS, MAX_NAME, MAX_QUEUES, MIN_BOUNCE};
 pub use table::{Conversation, Permitted, Phase, Row};
 
 use crate::channel::Message;

@@ -2,13 +2,18 @@
 //!
 //! Every work is a line of `tests/scripts/bench.sh`, run by the same i386 binaries everywhere. `seat` gives each
 //! contender a shell that answers with nanoseconds; `report` makes ratios of medians and prints them with the goals.
+//! Disks have contenders of their own (`disk`), and so has what only Bulkhead does: `recovery` kills a disk's process,
+//! `start` times the way to the first guest instruction.
 //!
 //! Python has two rows. `python-start` imports modules and runs each part of a program for the first time: a tenth of a
 //! second natively, most of which a translator spends on code that it has not seen. `python` is the same program on
 //! enough data to take more than a second, so that the speed of translated code counts. Only the latter is in the mean.
 
+pub mod disk;
+pub mod recovery;
 pub mod report;
 pub mod seat;
+pub mod start;
 
 /// How a work's ratios are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 //! processes may ask at once: one fetches, under a lock, and an entry appears by one rename, complete or not at all.
 
 mod apt;
+mod libraries;
 mod sources;
 
 use std::fs;
@@ -62,6 +63,9 @@ pub enum Error {
 /// What is kept of a kernel's modules, which would be half a gigabyte: patterns of paths in its package.
 const MODULES: &[&str] =
     &["./lib/modules/*/kernel/drivers/virtio/*.ko", "./lib/modules/*/kernel/drivers/block/virtio_blk.ko"];
+
+/// Where fio is, from the root of a file system.
+pub const FIO: &str = "usr/bin/fio";
 
 /// Debian's two i386 kernel flavours that Bulkhead is tested with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,11 +146,16 @@ impl Debian {
 
     /// A directory with python3 and the libraries it needs, laid out as in a root file system.
     pub fn python(&self) -> Result<PathBuf, Error> {
-        self.entry("python3-minimal", |apt, into| {
-            for deb in apt.download_closure("python3-minimal")? {
-                unpack(&deb, into)?;
-            }
-            Ok(())
+        self.entry("python3-minimal", |apt, into| unpack_closure(apt, "python3-minimal", into))
+    }
+
+    /// A directory with fio and the libraries that it is linked to, laid out as in a root file system. What else its
+    /// packages hold is ten times as much.
+    pub fn fio(&self) -> Result<PathBuf, Error> {
+        self.entry("fio", |apt, into| {
+            let whole = tempfile::tempdir_in(into).map_err(|error| io_error(into, error))?;
+            unpack_closure(apt, "fio", whole.path())?;
+            libraries::copy_with_program(whole.path(), FIO, into)
         })
     }
 
@@ -193,6 +202,12 @@ fn io_error(path: &Path, error: io::Error) -> Error {
 /// Unpacks a whole package.
 fn unpack(deb: &Path, into: &Path) -> Result<(), Error> {
     apt::run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(into)).map(drop)
+}
+
+/// Unpacks a package and all that it depends on.
+fn unpack_closure(apt: &Apt, package: &str, into: &Path) -> Result<(), Error> {
+    let archives = tempfile::tempdir_in(into).map_err(|error| io_error(into, error))?;
+    apt.download_closure(package, archives.path())?.iter().try_for_each(|deb| unpack(deb, into))
 }
 
 /// Unpacks only `members` of a package; after `--wildcards` these are patterns.

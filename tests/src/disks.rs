@@ -3,14 +3,20 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 
 use crate::workspace;
 
+/// How long a socket may be there before anybody listens.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// 1 MiB.
 pub const MIB: usize = 1 << 20;
 
@@ -31,22 +37,45 @@ impl Daemon {
     }
 
     /// Serves a raw image by QEMU's storage daemon.
-    pub fn start_qemu(image: &Path) -> Result<Self, Box<dyn Error>> {
+    pub fn start_qemu(image: &Path, read_only: bool) -> Result<Self, Box<dyn Error>> {
         let socket = image.with_extension("sock");
         let mut command = Command::new("qemu-storage-daemon");
-        command.arg("--blockdev").arg(format!("driver=file,node-name=disk,filename={},discard=unmap", image.display()));
-        let export = "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=";
-        command.arg("--export").arg(format!("{export}{}", socket.display()));
+        // Its locks conflict with other readers'.
+        let (fixed, writable) = if read_only { ("on,locking=off", "off") } else { ("off", "on") };
+        let node = format!("driver=file,node-name=disk,filename={},discard=unmap,read-only={fixed}", image.display());
+        command.arg("--blockdev").arg(node);
+        let export = "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix";
+        command.arg("--export").arg(format!("{export},writable={writable},addr.path={}", socket.display()));
         Self::spawn(command, socket)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// A connection to it. Its socket is there a moment before it listens.
+    pub fn connect(&self) -> std::io::Result<UnixStream> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match UnixStream::connect(&self.socket) {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                other => return other,
+            }
+        }
+    }
+
     fn spawn(mut command: Command, socket: PathBuf) -> Result<Self, Box<dyn Error>> {
+        // Of an earlier one.
+        let _ = std::fs::remove_file(&socket);
         let mut daemon = Self { child: command.spawn()?, socket };
         while !daemon.socket.exists() {
             if let Some(status) = daemon.child.try_wait()? {
                 return Err(format!("the disk process ended at once: {status}").into());
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         Ok(daemon)
     }

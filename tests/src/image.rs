@@ -17,6 +17,8 @@ pub struct Contents {
     pub python: bool,
     /// The modules that a virtio disk needs, of this kernel; they are loaded before the shell starts.
     pub disk: Option<Flavour>,
+    /// Debian's fio with its libraries: some 80 MiB.
+    pub fio: bool,
 }
 
 /// Builds an image into `dir` and returns its path.
@@ -44,6 +46,9 @@ pub fn build(debian: &Debian, contents: Contents, dir: &Path) -> io::Result<Path
         for name in ["disk.sh", "fixed.sh", "churn.sh"] {
             image.file(&format!("suite/{name}"), 0o644, &fs::read(scripts.join(name))?)?;
         }
+    }
+    if contents.fio {
+        image.tree(&debian.fio().map_err(io::Error::other)?, &|_| true)?;
     }
     let path = dir.join("initrd.gz");
     fs::write(&path, image.finish()?)?;

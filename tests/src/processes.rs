@@ -49,6 +49,15 @@ pub fn own_memory(root: u32) -> u64 {
     family(root).into_iter().map(own_memory_of).sum()
 }
 
+/// Bytes of the page tables of a process and its descendants: what the kernel keeps to map all that they map.
+pub fn page_tables(root: u32) -> u64 {
+    let of = |pid| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kilobytes = |status: String| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix("VmPTE:"))?.split_whitespace().next()?.parse().ok()
+    };
+    family(root).into_iter().filter_map(|pid| kilobytes(of(pid))).sum::<u64>() * 1024
+}
+
 /// User and system time of a process and its descendants, in ticks.
 pub fn cpu_ticks(root: u32) -> u64 {
     family(root).into_iter().map(cpu_ticks_of).sum()

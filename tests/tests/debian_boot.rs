@@ -37,7 +37,7 @@ fn boots_and_computes(engine: &'static str, flavour: Flavour, append: &str, scal
     let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
     let debian = Debian::open()?;
     let dir = tempfile::tempdir()?;
-    let initrd = image::build(&debian, Contents { suite: true, python: true, disk: None }, dir.path())?;
+    let initrd = image::build(&debian, Contents { suite: true, python: true, ..Contents::default() }, dir.path())?;
     let mut guest = Guest::linux(debian.kernel(flavour)?, initrd);
     guest.append += append;
     let native = Native::new(&debian)?.suite(scale)?;

@@ -16,7 +16,7 @@ use tests::debian::{Debian, Flavour};
 use tests::image::{self, Contents};
 use tests::monitor::Monitor;
 use tests::operator::{bulkhead, json, stderr};
-use tests::processes::await_child;
+use tests::processes::{await_child, children};
 use tests::workspace;
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -28,12 +28,15 @@ const SILENCE: Duration = Duration::from_secs(600);
 fn a_machine_is_described_by_a_file_and_asked_by_its_name() -> Outcome {
     let (debian, dir) = (Debian::open()?, tempfile::tempdir()?);
     let initrd = image::build(&debian, Contents { disk: Some(Flavour::I686), ..Contents::default() }, dir.path())?;
-    fs::File::create(dir.path().join("disk"))?.set_len(16 << 20)?;
+    for name in ["disk", "shared"] {
+        fs::File::create(dir.path().join(name))?.set_len(16 << 20)?;
+    }
     let config = dir.path().join("guest.toml");
     let kernel = debian.kernel(Flavour::I686)?;
     let text = format!(
         "kernel = {kernel:?}\ninitrd = {:?}\nappend = \"console=ttyS0\"\nmemory = \"256M\"\n\
-         [[disk]]\npath = \"disk\"\nformat = \"raw\"\nserial = \"FROM-A-FILE\"\n",
+         [[disk]]\npath = \"disk\"\nformat = \"raw\"\nserial = \"FROM-A-FILE\"\n\
+         [[disk]]\npath = \"shared\"\nformat = \"raw\"\ndma = \"shared\"\n",
         initrd.file_name().unwrap_or_default()
     );
     fs::write(&config, text)?;
@@ -46,7 +49,8 @@ fn a_machine_is_described_by_a_file_and_asked_by_its_name() -> Outcome {
 
     let machines = json(&bulkhead(dir.path(), &["ps", "--json"])?)?;
     assert_eq!((&machines[0]["name"], machines.as_array().map(Vec::len)), (&"guest".into(), Some(1)), "{machines}");
-    let first = await_child(running.pid(), "bulkhead-dev-blk", &[], SILENCE)?;
+    let both = children(running.pid(), "bulkhead-dev-blk");
+    let first = both[0];
     let seen = json(&bulkhead(dir.path(), &["inspect", "guest", "--json"])?)?;
     let disk = &seen["processes"][1];
     assert_eq!((&disk["name"], disk["pid"].as_i64()), (&"disk0".into(), Some(first.as_raw().into())), "{seen}");
@@ -55,10 +59,22 @@ fn a_machine_is_described_by_a_file_and_asked_by_its_name() -> Outcome {
     assert_eq!(seen["processes"][0]["mapped_guest_ram"].as_u64().map(|bytes| bytes >= 256 << 20), Some(true), "{seen}");
     let shown = bulkhead(dir.path(), &["inspect", "guest"])?;
     assert!(String::from_utf8_lossy(&shown.stdout).contains("mapped guest RAM   0 bytes"), "{shown:?}");
+    let shared = &seen["processes"][2];
+    assert_eq!(
+        (shared["mapped_guest_ram"].as_u64(), &shared["given_guest_ram"]),
+        (Some(256 << 20), &true.into()),
+        "{seen}"
+    );
+    assert_eq!(
+        (shared["lacks"].as_array().map(Vec::len), &disk["given_guest_ram"]),
+        (Some(0), &false.into()),
+        "{seen}"
+    );
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("268435456 bytes, given to it by dma=shared"), "{shown:?}");
 
     let restarted = bulkhead(dir.path(), &["restart", "guest", "disk0"])?;
     assert!(restarted.status.success(), "{}", stderr(&restarted));
-    let second = await_child(running.pid(), "bulkhead-dev-blk", &[first], SILENCE)?;
+    let second = await_child(running.pid(), "bulkhead-dev-blk", &both, SILENCE)?;
     assert_ne!(second, first);
     running.console.send("dd if=/dev/zero of=/dev/vda bs=64k count=16 conv=fsync && echo it \"carries on\"")?;
     running.console.wait_for("it carries on", SILENCE)?;

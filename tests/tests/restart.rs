@@ -68,9 +68,14 @@ fn pauses(stderr: &str) -> Vec<u64> {
 
 /// A guest writes and reads its disk while `disturbed`; then everything must be as it was written. Returns what the broker
 /// said.
-fn survives(image: &Path, format: &str, disturbed: impl Fn(&Running) -> Outcome) -> Result<String, Box<dyn Error>> {
+fn survives(
+    image: &Path,
+    format: &str,
+    more: &str,
+    disturbed: impl Fn(&Running) -> Outcome,
+) -> Result<String, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
-    let options = ["--disk".to_owned(), format!("path={},format={format}", image.display())];
+    let options = ["--disk".to_owned(), format!("path={},format={format}{more}", image.display())];
     let mut running = booted(dir.path(), &options)?;
     let ran = (|| -> Result<String, Box<dyn Error>> {
         running.console.send("sh /suite/churn.sh vda &")?;
@@ -103,7 +108,7 @@ fn a_guest_does_not_notice_that_its_disk_is_killed() -> Outcome {
     println!("seed {seed}, {kills} kills");
     let image = dir.path().join("disk");
     fs::File::create(&image)?.set_len(SIZE)?;
-    let said = survives(&image, "raw", |running| disturb(running, kills, Signal::SIGKILL, seed))?;
+    let said = survives(&image, "raw", "", |running| disturb(running, kills, Signal::SIGKILL, seed))?;
     let ended = said.lines().filter(|line| line.contains("SIGKILL") && line.contains("another is tried")).count();
     assert!(ended as u64 >= kills, "every kill is told: {ended}\n{said}");
     // Kills from outside are nobody's fault, whatever the process was doing: no pause is longer for there being many.
@@ -114,13 +119,24 @@ fn a_guest_does_not_notice_that_its_disk_is_killed() -> Outcome {
     Ok(())
 }
 
+/// Nor if that process maps its memory, and there are several queues.
+#[test]
+fn a_guest_does_not_notice_that_a_disk_with_its_memory_is_killed() -> Outcome {
+    let (dir, seed) = (tempfile::tempdir()?, number("BULKHEAD_SEED", u64::from(std::process::id())));
+    println!("seed {seed}");
+    let image = dir.path().join("disk");
+    fs::File::create(&image)?.set_len(SIZE)?;
+    survives(&image, "raw", ",dma=shared,queues=2", |running| disturb(running, 20, Signal::SIGKILL, seed))?;
+    Ok(())
+}
+
 /// A process that does not answer is replaced, whoever stopped it.
 #[test]
 fn a_disk_that_hangs_is_replaced() -> Outcome {
     let dir = tempfile::tempdir()?;
     let image = dir.path().join("disk");
     fs::File::create(&image)?.set_len(SIZE)?;
-    let said = survives(&image, "raw", |running| disturb(running, 2, Signal::SIGSTOP, 1))?;
+    let said = survives(&image, "raw", "", |running| disturb(running, 2, Signal::SIGSTOP, 1))?;
     assert_eq!(said.lines().filter(|line| line.contains("somebody stopped it")).count(), 2, "{said}");
     Ok(())
 }
@@ -132,7 +148,7 @@ fn a_qcow2_image_survives_kills() -> Outcome {
     let (image, seed) = (dir.path().join("disk"), number("BULKHEAD_SEED", u64::from(std::process::id())));
     println!("seed {seed}");
     create_qcow2(&image)?;
-    survives(&image, "qcow2", |running| disturb(running, 20, Signal::SIGKILL, seed))?;
+    survives(&image, "qcow2", "", |running| disturb(running, 20, Signal::SIGKILL, seed))?;
     let Ok(check) = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&image).output() else {
         eprintln!("note: qemu-img is not installed; the image's structure is not checked");
         return Ok(());

@@ -48,7 +48,7 @@ impl Supervisor {
 
     fn inspect(&self) -> Value {
         let (devices, mut processes) = self.devices.report();
-        processes.insert(0, inspect::process("vmm", "vmm", self.vmm.process.pid()));
+        processes.insert(0, inspect::process("vmm", "vmm", self.vmm.process.pid(), true));
         if let Some(group) = &self.group {
             for process in &mut processes {
                 process["cgroup"] = group.usage(process["name"].as_str());

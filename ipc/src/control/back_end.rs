@@ -15,14 +15,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::device::MAX_QUEUES;
 use super::short;
 use crate::channel::Message;
 use crate::telemetry::Record;
 
 /// Longest serial number of a disk in bytes (virtio 1.2, §5.2.6).
 pub const MAX_SERIAL: usize = 20;
-/// Most queues of a disk.
-const MAX_QUEUES: u16 = 16;
 
 /// What an image's bytes mean. Stated by the operator, never guessed: a guest can write whatever would be guessed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

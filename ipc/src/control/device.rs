@@ -11,6 +11,22 @@ pub const MIN_BOUNCE: u64 = 1 << 20;
 /// Most bytes of a bounce region.
 pub const MAX_BOUNCE: u64 = 1 << 30;
 
+/// Most queues of a disk.
+pub const MAX_QUEUES: u16 = 16;
+
+/// Most queues of all disks together: each takes descriptors in the vmm.
+pub const MAX_ALL_QUEUES: u16 = 64;
+
+/// Which memory a disk's process is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DmaMode {
+    /// Its bounce region alone, through which the vmm copies what passes.
+    #[default]
+    Bounce,
+    /// All of guest RAM beside a region with its rings: it reads and writes what it likes.
+    Shared,
+}
+
 /// A disk: a process that speaks vhost-user, behind a connected stream socket that comes along.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
@@ -18,6 +34,10 @@ pub struct DiskConfig {
     pub name: String,
     /// Bytes of its bounce region, a multiple of 4 KiB.
     pub bounce: u64,
+    /// Virtqueues that the guest is offered.
+    pub queues: u16,
+    /// Which memory its process is given.
+    pub dma: DmaMode,
 }
 
 /// What became of a device's process or driver.
@@ -51,13 +71,20 @@ pub(super) fn validate(disks: &[DiskConfig]) -> Result<(), String> {
     if disks.len() > MAX_DISKS {
         return Err(format!("{} disks: at most {MAX_DISKS} are possible", disks.len()));
     }
-    for (index, DiskConfig { name, bounce }) in disks.iter().enumerate() {
+    for (index, DiskConfig { name, bounce, queues, .. }) in disks.iter().enumerate() {
         if name.is_empty() || name.len() > MAX_NAME || disks[..index].iter().any(|d| d.name == *name) {
             return Err(format!("a disk named {name:?}: names have 1 to {MAX_NAME} bytes and are distinct"));
         }
         if !(MIN_BOUNCE..=MAX_BOUNCE).contains(bounce) || !bounce.is_multiple_of(4096) {
             return Err(format!("a bounce region of {bounce} bytes for {name}: 1 MiB to 1 GiB in steps of 4 KiB"));
         }
+        if !(1..=MAX_QUEUES).contains(queues) {
+            return Err(format!("{queues} queues for {name}: 1 to {MAX_QUEUES} are possible"));
+        }
+    }
+    let all: u16 = disks.iter().map(|disk| disk.queues).sum();
+    if all > MAX_ALL_QUEUES {
+        return Err(format!("{all} queues in all: at most {MAX_ALL_QUEUES} are possible"));
     }
     Ok(())
 }

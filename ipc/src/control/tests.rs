@@ -17,7 +17,7 @@ fn start_with(initrd: bool, disks: &[DiskConfig]) -> ToVmm {
 }
 
 fn disk(name: &str, bounce: u64) -> DiskConfig {
-    DiskConfig { name: name.into(), bounce }
+    DiskConfig { name: name.into(), bounce, queues: 1, dma: DmaMode::Bounce }
 }
 
 fn ready() -> FromVmm {
@@ -129,6 +129,10 @@ fn disks_that_make_no_sense_are_refused() {
     for bounce in [0, 4096, MIN_BOUNCE + 1, MAX_BOUNCE + 4096, u64::MAX] {
         assert!(refused(&[disk("a", bounce)]).contains("bounce"), "{bounce}");
     }
+    let queues = |queues| DiskConfig { queues, ..disk(&queues.to_string(), MIN_BOUNCE) };
+    assert!(refused(&[queues(0)]).contains("0 queues") && refused(&[queues(17)]).contains("17 queues"));
+    assert_eq!(start_with(false, &[queues(16), queues(15), queues(14), queues(13), queues(6)]).validate(), Ok(()));
+    assert!(refused(&[queues(16), queues(15), queues(14), queues(13), queues(7)]).contains("65 queues in all"));
     let long = "x".repeat(MAX_TEXT + 1);
     let device = |device, event| FromVmm::Device { device, connection: 0, event }.validate();
     assert!(device(15, DeviceEvent::Restored).is_ok() && device(16, DeviceEvent::Restored).is_err());

@@ -36,7 +36,8 @@ impl Row {
     }
 }
 
-fn ratio(over: &[u64], under: &[u64]) -> Option<f64> {
+/// The ratio of two medians.
+pub fn ratio(over: &[u64], under: &[u64]) -> Option<f64> {
     Some(median(over)? as f64 / median(under)?.max(1) as f64)
 }
 
@@ -96,6 +97,11 @@ pub fn human(nanoseconds: u64) -> String {
         10_000_000..10_000_000_000 => format!("{:.1} ms", nanoseconds as f64 / 1e6),
         _ => format!("{:.2} s", nanoseconds as f64 / 1e9),
     }
+}
+
+/// Bytes in MiB.
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 #[cfg(test)]

@@ -27,8 +27,13 @@ impl Seat {
 
     /// Boots a guest; the time from starting the monitor to the guest's first line of user code.
     pub fn boot(monitor: &Monitor, guest: &Guest) -> io::Result<(Self, Duration)> {
-        let mut running = monitor.start(guest)?;
-        running.console.wait_for("init reached after", SILENCE).map_err(io::Error::other)?;
+        Self::take(monitor.start(guest)?)
+    }
+
+    /// As [`Self::boot`], for a guest that was just started.
+    pub fn take(mut running: Running) -> io::Result<(Self, Duration)> {
+        let reached = running.console.wait_for("init reached after", SILENCE);
+        reached.map_err(|error| io::Error::other(format!("{error}\nstandard error:\n{}", running.stderr())))?;
         let booted = running.started.elapsed();
         running.console.wait_for(PROMPT, SILENCE).map_err(io::Error::other)?;
         Ok((Self::Guest(Box::new(running)), booted))
@@ -36,11 +41,16 @@ impl Seat {
 
     /// Runs one line of `bench.sh`; what it printed.
     pub fn run(&mut self, arguments: &str) -> io::Result<String> {
+        self.shell(&format!("sh \"$SUITE_DIR/bench.sh\" {arguments}"))
+    }
+
+    /// Runs a line of shell; what it printed.
+    pub fn shell(&mut self, line: &str) -> io::Result<String> {
         match self {
-            Self::Native(native) => native.run(&format!("sh \"$SUITE_DIR/bench.sh\" {arguments}")),
+            Self::Native(native) => native.run(line),
             Self::Guest(running) => {
                 // The echo of this line must not look like its answer.
-                running.console.send(&format!("SUITE_DIR=/suite sh /suite/bench.sh {arguments}; echo d''one"))?;
+                running.console.send(&format!("export SUITE_DIR=/suite; {line}; echo d''one"))?;
                 let text = running.console.wait_for("done\r\n", SILENCE).map_err(io::Error::other)?;
                 running.console.wait_for(PROMPT, SILENCE).map_err(io::Error::other)?;
                 Ok(text.replace('\r', ""))
@@ -73,6 +83,14 @@ impl Seat {
         match self {
             Self::Native(_) => None,
             Self::Guest(running) => Some(processes::own_memory(running.pid())),
+        }
+    }
+
+    /// Bytes of its page tables. None for the host.
+    pub fn page_tables(&self) -> Option<u64> {
+        match self {
+            Self::Native(_) => None,
+            Self::Guest(running) => Some(processes::page_tables(running.pid())),
         }
     }
 

@@ -4,9 +4,9 @@ use std::error::Error;
 use std::time::Duration;
 
 use clap::Parser;
-use tests::bench::report::{self, Row};
+use tests::bench::report::{self, Row, mebibytes};
 use tests::bench::seat::Seat;
-use tests::bench::{OPERATIONS, PROGRAMS};
+use tests::bench::{OPERATIONS, PROGRAMS, disk, recovery, start};
 use tests::debian::{Debian, Flavour};
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor};
@@ -23,6 +23,12 @@ struct Arguments {
     /// Only works whose names contain this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only this part; by default both.
+    #[arg(long, value_enum)]
+    part: Option<Part>,
+    /// Kills of a disk's process, and cold starts a tenth as many.
+    #[arg(long, default_value_t = 100)]
+    kills: usize,
     /// Use the PAE kernel.
     #[arg(long)]
     pae: bool,
@@ -35,6 +41,15 @@ struct Arguments {
     /// Print JSON with every single time instead of the table.
     #[arg(long)]
     json: bool,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Programs and system operations.
+    Processor,
+    /// Disks, their processes, and the start of a machine with one.
+    Disk,
 }
 
 /// The three contenders, in this order; a guest that is left out is none.
@@ -57,42 +72,76 @@ impl Seats {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
+    let wanted = |part| arguments.part.is_none_or(|only| only == part);
+    let mut value = serde_json::json!({});
+    if wanted(Part::Processor) {
+        value["processor"] = processor(&arguments)?;
+    }
+    if wanted(Part::Disk) {
+        value["disk"] = disks(&arguments)?;
+    }
+    if arguments.json {
+        println!("{value:#}");
+    }
+    Ok(())
+}
+
+/// Programs and system operations on all contenders; everything measured, which is also printed unless as JSON.
+fn processor(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
     let debian = Debian::open()?;
     let dir = tempfile::tempdir()?;
     let kernel = debian.kernel(if arguments.pae { Flavour::I686Pae } else { Flavour::I686 })?;
-    let initrd = image::build(&debian, Contents { suite: true, python: true, disk: None }, dir.path())?;
+    let contents = Contents { suite: true, python: true, ..Contents::default() };
+    let initrd = image::build(&debian, contents, dir.path())?;
     // Bulkhead's processor reports that it needs no mitigations; QEMU's guest is spared them too.
     let append = "console=ttyS0 mitigations=off".to_owned();
     let guest = Guest { append, options: vec!["--stats".into()], ..Guest::linux(kernel, initrd) };
 
-    let (mut seats, mut rows) = boot(&arguments, &debian, &guest)?;
+    let (mut seats, mut rows) = boot(arguments, &debian, &guest)?;
     let memory = seats.bulkhead.as_ref().and_then(Seat::own_memory);
     let idle = seats.bulkhead.as_ref().and_then(|seat| seat.idle_load(Duration::from_secs(3)));
     for (_, seat) in seats.each() {
         seat.run("prepare")?;
     }
-    rows.extend(programs(&arguments, &mut seats)?);
-    rows.extend(operations(&arguments, &mut seats)?);
+    rows.extend(programs(arguments, &mut seats)?);
+    rows.extend(operations(arguments, &mut seats)?);
     seats.native.run("clean")?;
     let stats = seats.bulkhead.map(Seat::power_off).transpose()?;
-    if arguments.json {
-        let value = serde_json::json!({ "rows": rows, "own_memory": memory, "idle_load": idle, "stats": stats });
-        println!("{value:#}");
-        return Ok(());
+    if !arguments.json {
+        print!("{}", report::table(&rows));
+        if let Some(memory) = memory {
+            println!("bulkhead's own memory after boot: {} (goal: under 64)", mebibytes(memory));
+        }
+        if let Some(idle) = idle {
+            println!("processor time of an idle guest: {:.2} %", idle * 100.0);
+        }
+        if let Some(stats) = &stats {
+            println!(
+                "bulkhead's counters (vmm.startup_us is the time to the first guest instruction; goal: under 25 ms):\n{stats}"
+            );
+        }
     }
-    print!("{}", report::table(&rows));
-    if let Some(memory) = memory {
-        println!("bulkhead's own memory after boot: {:.1} MiB (goal: under 64)", memory as f64 / f64::from(1 << 20));
+    Ok(serde_json::json!({ "rows": rows, "own_memory": memory, "idle_load": idle, "stats": stats }))
+}
+
+/// Disks and what belongs to them; everything measured, which is also printed unless as JSON.
+fn disks(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
+    let rates = disk::measure(arguments.rounds, &arguments.only, !arguments.no_qemu)?;
+    eprintln!("{} kills", arguments.kills);
+    let pauses = recovery::measure(arguments.kills)?;
+    let starts = start::measure(arguments.kills.div_ceil(10))?;
+    let starts: Vec<u64> = starts.into_iter().map(nanoseconds).collect();
+    if !arguments.json {
+        print!("{}{}", rates.table(), recovery::summary(&pauses));
+        if let Some(median) = report::median(&starts) {
+            println!(
+                "`bulkhead run` with a disk to the guest's first word, cold, {} starts: median {} (goal: 150 ms)",
+                starts.len(),
+                report::human(median)
+            );
+        }
     }
-    if let Some(idle) = idle {
-        println!("processor time of an idle guest: {:.2} %", idle * 100.0);
-    }
-    if let Some(stats) = stats {
-        println!(
-            "bulkhead's counters (vmm.startup_us is the time to the first guest instruction; goal: under 25 ms):\n{stats}"
-        );
-    }
-    Ok(())
+    Ok(serde_json::json!({ "rates": rates, "kill_pauses_ms": pauses, "starts_ns": starts }))
 }
 
 /// Boots every guest as often as there are rounds, in turn, and keeps the last ones.

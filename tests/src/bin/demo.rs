@@ -52,7 +52,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     eprintln!("Fetching Debian's kernel and busybox (kept in {}) ...", workspace::cache_dir()?.display());
     let kernel = debian.kernel(if arguments.pae { Flavour::I686Pae } else { Flavour::I686 })?;
     let flavour = if arguments.pae { Flavour::I686Pae } else { Flavour::I686 };
-    let contents = Contents { suite: arguments.full, python: arguments.full, disk: Some(flavour) };
+    let contents =
+        Contents { suite: arguments.full, python: arguments.full, disk: Some(flavour), ..Contents::default() };
     let dir = workspace::target_dir().join("demo");
     std::fs::create_dir_all(&dir)?;
     let initrd = image::build(&debian, contents, &dir)?;

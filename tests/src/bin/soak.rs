@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let debian = Debian::open()?;
     let native = Native::new(&debian)?.suite(arguments.scale)?;
     let dir = tempfile::tempdir()?;
-    let initrd = image::build(&debian, Contents { suite: true, python: true, disk: None }, dir.path())?;
+    let initrd = image::build(&debian, Contents { suite: true, python: true, ..Contents::default() }, dir.path())?;
     let kernel = debian.kernel(if arguments.pae { Flavour::I686Pae } else { Flavour::I686 })?;
     let guest = Guest { options: vec!["--stats".into()], ..Guest::linux(kernel, initrd) };
     let mut running = Monitor::Bulkhead { engine: arguments.engine }.start(&guest)?;

@@ -10,7 +10,6 @@ use super::{Error, sources};
 /// A private apt state below the cache, with fresh package lists.
 pub struct Apt {
     config: PathBuf,
-    archives: PathBuf,
 }
 
 impl Apt {
@@ -25,7 +24,7 @@ impl Apt {
                 .map_err(|error| not_debian(format!("cannot run {tool}: {error}")))?;
         }
         let sources = sources::bookworm(Path::new("/")).map_err(not_debian)?;
-        let apt = Self { config: state.join("apt.conf"), archives: state.join("archives") };
+        let apt = Self { config: state.join("apt.conf") };
         apt.write(&state, &sources).map_err(|error| Error::Io { path: state, error })?;
         apt.update()?;
         Ok(apt)
@@ -67,17 +66,17 @@ impl Apt {
     /// Downloads one package into `into`, checked, and returns the file.
     pub fn download(&self, package: &str, into: &Path) -> Result<PathBuf, Error> {
         run(self.command("apt-get").args(["download", package]).current_dir(into))?;
-        let files = fs::read_dir(into).map_err(|error| Error::Io { path: into.into(), error })?;
-        let deb = files.flatten().map(|file| file.path()).find(|path| path.extension().is_some_and(|ext| ext == "deb"));
-        deb.ok_or_else(|| Error::Missing { package: package.into(), path: "*.deb".into() })
+        packages(into)?.pop().ok_or_else(|| Error::Missing { package: package.into(), path: "*.deb".into() })
     }
 
-    /// Downloads a package and all that it depends on, and returns the files.
-    pub fn download_closure(&self, package: &str) -> Result<Vec<PathBuf>, Error> {
-        let list = run(self.command("apt-get").args(["install", "--yes", "--print-uris", package]))?;
-        run(self.command("apt-get").args(["install", "--yes", "--download-only", package]))?;
-        let names = list.lines().filter(|line| line.starts_with('\'')).filter_map(|line| line.split(' ').nth(1));
-        Ok(names.map(|name| self.archives.join(name)).collect())
+    /// Downloads a package and all that it depends on into `into`, which is empty, and returns the files.
+    pub fn download_closure(&self, package: &str, into: &Path) -> Result<Vec<PathBuf>, Error> {
+        // apt fetches only what it has not got: a directory of its own makes that all of it.
+        let partial = into.join("partial");
+        fs::create_dir(&partial).map_err(|error| Error::Io { path: partial, error })?;
+        let archives = format!("Dir::Cache::archives={}", into.display());
+        run(self.command("apt-get").args(["-o", &archives, "install", "--yes", "--download-only", package]))?;
+        packages(into)
     }
 
     fn command(&self, tool: &str) -> Command {
@@ -85,6 +84,16 @@ impl Apt {
         command.arg("-qq").arg("-c").arg(&self.config).env("LC_ALL", "C.UTF-8");
         command
     }
+}
+
+/// The packages in a directory.
+fn packages(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let files = fs::read_dir(dir).map_err(|error| Error::Io { path: dir.into(), error })?;
+    Ok(files
+        .flatten()
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "deb"))
+        .collect())
 }
 
 fn first_word(text: &str) -> &str {

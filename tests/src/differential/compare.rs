@@ -9,8 +9,6 @@ use crate::oracle::Outcome;
 
 /// RF differs: the processor sets it in the flags that a fault pushes.
 const EFLAGS_COMPARED: u32 = !0x1_0000;
-/// CF, PF, AF, ZF, SF, OF.
-const ARITHMETIC: u32 = 0x8d5;
 const NAMES: [&str; 8] = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"];
 
 /// Named parts of an XSAVE area: offset, length, state component.
@@ -60,7 +58,7 @@ pub fn differences(generated: &Generated, native: &Outcome, subject: &Outcome) -
     check("error code", native.error.into(), subject.error.into());
     check("cr2", native.cr2.into(), subject.cr2.into());
     check("eip", native.eip.into(), subject.eip.into());
-    let mask = EFLAGS_COMPARED & !undefined_flags(generated, native.vector);
+    let mask = EFLAGS_COMPARED & !generated.undefined;
     check("eflags", (native.eflags & mask).into(), (subject.eflags & mask).into());
     for (i, name) in NAMES.iter().enumerate().filter(|_| !popa_faults(generated, native)) {
         check(name, native.gpr[i].into(), subject.gpr[i].into());
@@ -74,11 +72,6 @@ pub fn differences(generated: &Generated, native: &Outcome, subject: &Outcome) -
         all.push(format!("memory at +{at:#x}: expected {}, found {}", window(&native.memory), window(&subject.memory)));
     }
     all
-}
-
-/// Flags that need not agree when `vector` ended a case.
-pub(super) fn undefined_flags(generated: &Generated, vector: u32) -> u32 {
-    generated.undefined | if repeated_compare_faults(generated, vector) { ARITHMETIC } else { 0 }
 }
 
 fn registers(generated: &Generated, native: &Outcome, subject: &Outcome, all: &mut Vec<String>) {
@@ -111,17 +104,6 @@ fn registers(generated: &Generated, native: &Outcome, subject: &Outcome, all: &m
 /// mask are in the middle of being cleared.
 fn narrow_gather(insn: &Instruction) -> bool {
     matches!(insn.code(), Code::VEX_Vpgatherqd_xmm_vm64y_xmm | Code::VEX_Vgatherqps_xmm_vm64y_xmm)
-}
-
-/// A repeated SCAS or CMPS ended by a fault shows the flags from before its first iteration (SDM vol. 2). The interpreter
-/// lets interrupts in between stretches of iterations, and shows those from before the last stretch.
-fn repeated_compare_faults(generated: &Generated, vector: u32) -> bool {
-    use Mnemonic::{Cmpsb, Cmpsd, Cmpsw, Scasb, Scasd, Scasw};
-    vector == 14
-        && generated.instructions.iter().any(|i| {
-            let repeats = i.has_rep_prefix() || i.has_repne_prefix();
-            repeats && matches!(i.mnemonic(), Cmpsb | Cmpsd | Cmpsw | Scasb | Scasd | Scasw)
-        })
 }
 
 /// POPA ended by a fault has loaded some registers on this processor; the interpreter has loaded none. The manual

@@ -252,7 +252,14 @@ impl Generator {
         ];
         let (from, to) = (values::target(&mut self.rng), values::target(&mut self.rng));
         p.two(Mov_r32_imm32, Register::ESI, from as i32);
-        p.two(Mov_r32_imm32, Register::EDI, to as i32);
+        match self.rng.random_ratio(1, 12) {
+            // To the program itself.
+            true => {
+                let label = self.label(p);
+                p.address(Some(Register::EDI), label);
+            }
+            false => p.two(Mov_r32_imm32, Register::EDI, to as i32),
+        }
         p.two(Mov_r32_imm32, Register::ECX, self.rng.random_range(0..90));
         let code = STRINGS[self.rng.random_range(0..15)];
         p.all.extend(build::in_block(&mut self.rng, code, p.bases.0, p.bases.1));

@@ -20,9 +20,11 @@ use super::session::{Device, serve};
 /// Nothing happens for so long: stuck, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const QUEUE: u16 = 128;
+/// Parts of queue `n`, in the 64 KiB that start at n × 64 KiB.
 const DESCRIPTORS: u64 = 0x1000;
 const AVAIL: u64 = 0x2000;
 const USED: u64 = 0x3000;
+const RINGS: u64 = 0x1_0000;
 /// Request `n` has its header, status and data in the 16 KiB from here plus n × 16 KiB.
 const REQUESTS: u64 = 0x10_0000;
 const STEP: u64 = 0x4000;
@@ -34,6 +36,7 @@ const RAM: u64 = 4 << 20;
 
 const STATUS: u64 = 0x14;
 const NOTIFY: u64 = 0x3000;
+const NOTIFY_STEP: u64 = 4;
 /// VERSION_1 and event index, and FLUSH.
 const WANTED: u64 = 1 << 32 | 1 << 29 | 1 << 9;
 
@@ -77,8 +80,8 @@ pub struct Driver {
     /// The function.
     pub device: Arc<VirtioPci>,
     wires: Arc<Wires>,
-    avail: u16,
-    used: u16,
+    /// Of each queue: what was made available, and what was found used.
+    indices: Vec<(u16, u16)>,
     /// Slots under way, with whether they write.
     pub waiting: BTreeMap<u16, bool>,
 }
@@ -94,10 +97,17 @@ pub fn connect(mut device: impl Device + Send + 'static) -> std::io::Result<(Own
 impl Driver {
     /// A disk behind `socket`, before its driver has touched it. An error is the front end's reason.
     pub fn new(socket: OwnedFd) -> Result<Self, String> {
+        Self::with(socket, 1, false)
+    }
+
+    /// A disk of which the driver uses `queues` queues, and whose process maps guest RAM if it is `shared`. Request `n` is
+    /// for queue `n` modulo `queues`.
+    pub fn with(socket: OwnedFd, queues: u16, shared: bool) -> Result<Self, String> {
         let (wires, ram) = (Arc::new(Wires::default()), GuestRam::new(RAM).map_err(|e| e.to_string())?);
         let (attention, reports, ram) = (wires.clone(), wires.clone(), Arc::new(ram));
         let port = Arc::new(Port::new(Box::new(move || attention.note(|seen| seen.attention = true))));
-        let wanted = Wanted { queues: 4, config_size: Block.config_size(), bounce: 1 << 20 };
+        let given = shared.then(|| ram.clone());
+        let wanted = Wanted { queues: 4, config_size: Block.config_size(), bounce: 1 << 20, ram: given };
         let front_end = FrontEnd::new("test", wanted, port).map_err(|e| e.to_string())?;
         front_end.send(Command::Adopt { serial: 0, socket });
         let first = match front_end.port.wait(PATIENCE) {
@@ -115,7 +125,8 @@ impl Driver {
             ram: ram.clone(),
             assigned: Assigned { base: 0xe000_0000, irq: 10 },
         });
-        Ok(Self { ram, device, wires, avail: 0, used: 0, waiting: BTreeMap::new() })
+        let indices = vec![(0, 0); usize::from(queues)];
+        Ok(Self { ram, device, wires, indices, waiting: BTreeMap::new() })
     }
 
     fn write(&self, offset: u64, width: u8, value: u64) {
@@ -136,13 +147,31 @@ impl Driver {
     pub fn reset(&mut self) {
         self.write(STATUS, 1, 0);
         assert_eq!(self.status(), 0);
-        assert!(self.ram.write(AVAIL, &[0; 0x2000]));
-        (self.avail, self.used) = (0, 0);
+        self.forget();
+    }
+
+    /// Resets the device and waits for it to read back 0.
+    pub fn reset_slowly(&mut self) {
+        self.write(STATUS, 1, 0);
+        self.until(|driver, _| driver.status() == 0);
+        self.forget();
+    }
+
+    /// Writes the device status.
+    pub fn set_status(&self, status: u8) {
+        self.write(STATUS, 1, status.into());
+    }
+
+    fn forget(&mut self) {
+        for (queue, indices) in (0..).zip(&mut self.indices) {
+            assert!(self.ram.write(queue * RINGS + AVAIL, &[0; 0x2000]));
+            *indices = (0, 0);
+        }
         self.waiting.clear();
     }
 
-    /// Negotiates, sets queue 0 up and MSI-X (vector 0 for changes with data 100, vector 1 for the queue with 101) or
-    /// INTx, and sets DRIVER_OK.
+    /// Negotiates, sets the queues up and MSI-X (vector 0 for changes with data 100, vector 1 for queue 0 with 101, and so
+    /// on) or INTx, and sets DRIVER_OK.
     pub fn start(&mut self, msix: bool) {
         for status in [1, 3] {
             self.write(STATUS, 1, status);
@@ -156,16 +185,21 @@ impl Driver {
         self.write(STATUS, 1, 0xb);
         assert_eq!(self.status(), 0xb, "features are accepted");
         if msix {
-            for vector in 0..2 {
+            for vector in 0..=self.indices.len() as u64 {
                 self.write(0x4000 + 16 * vector, 8, 0xfee0_0000);
                 self.write(0x4008 + 16 * vector, 8, 100 + vector);
             }
             self.write(0x10, 2, 0);
         }
         self.device.config_write(0x9a, 2, if msix { 0x8000 } else { 0 });
-        let queue = [(0x16, 2, 0), (0x18, 2, QUEUE.into()), (0x1a, 2, 1)];
-        let places = [(0x20, 8, DESCRIPTORS), (0x28, 8, AVAIL), (0x30, 8, USED), (0x1c, 2, 1)];
-        queue.into_iter().chain(places).for_each(|(offset, width, value)| self.write(offset, width, value));
+        for number in 0..self.indices.len() as u64 {
+            let rings = number * RINGS;
+            let queue = [(0x16, 2, number), (0x18, 2, QUEUE.into()), (0x1a, 2, 1 + number)];
+            let places = [(0x20, DESCRIPTORS), (0x28, AVAIL), (0x30, USED)].map(|(at, place)| (at, 8, rings + place));
+            let enabled = [(0x1c, 2, 1)];
+            let all = queue.into_iter().chain(places).chain(enabled);
+            all.for_each(|(offset, width, value)| self.write(offset, width, value));
+        }
         self.write(STATUS, 1, 0xf);
     }
 
@@ -183,7 +217,8 @@ impl Driver {
         if self.waiting.contains_key(&slot) || slot >= SLOTS {
             return false;
         }
-        let base = Self::base(slot);
+        let (base, queue) = (Self::base(slot), self.queue_of(slot));
+        let (rings, (avail, used)) = (queue as u64 * RINGS, self.indices[queue]);
         let header = u128::from(write.is_some()) | u128::from(slot) << 68;
         let put = |at: u64, bytes: &[u8]| assert!(self.ram.write(at, bytes));
         put(base, &header.to_le_bytes());
@@ -194,16 +229,20 @@ impl Driver {
         for (index, (at, length, flags)) in (3 * slot..).zip(parts) {
             let word =
                 u128::from(at) | u128::from(length) << 64 | u128::from(flags) << 96 | u128::from(index + 1) << 112;
-            put(DESCRIPTORS + 16 * u64::from(index), &word.to_le_bytes());
+            put(rings + DESCRIPTORS + 16 * u64::from(index), &word.to_le_bytes());
         }
-        put(AVAIL + 4 + 2 * u64::from(self.avail % QUEUE), &(3 * slot).to_le_bytes());
-        self.avail = self.avail.wrapping_add(1);
-        put(AVAIL + 2, &self.avail.to_le_bytes());
+        put(rings + AVAIL + 4 + 2 * u64::from(avail % QUEUE), &(3 * slot).to_le_bytes());
+        put(rings + AVAIL + 2, &avail.wrapping_add(1).to_le_bytes());
         // An interrupt for each completion.
-        put(AVAIL + 4 + 2 * u64::from(QUEUE), &self.used.to_le_bytes());
+        put(rings + AVAIL + 4 + 2 * u64::from(QUEUE), &used.to_le_bytes());
+        self.indices[queue].0 = avail.wrapping_add(1);
         self.waiting.insert(slot, write.is_some());
-        self.write(NOTIFY, 2, 0);
+        self.write(NOTIFY + NOTIFY_STEP * queue as u64, 2, queue as u64);
         true
+    }
+
+    fn queue_of(&self, slot: u16) -> usize {
+        usize::from(slot) % self.indices.len()
     }
 
     /// Lets the device work if it wants to, else waits up to `limit` for it to want to. False if it never did.
@@ -220,15 +259,20 @@ impl Driver {
     /// Slots that came back since the last call, with their status byte and first byte of data. Each was waited for.
     pub fn collect(&mut self) -> Vec<(u16, u8, u8)> {
         let (mut found, byte) = (Vec::new(), |at| self.ram.read_u32(at).unwrap_or(0) as u8);
-        let index = self.ram.read_u32(USED).unwrap_or(0) >> 16;
-        while u32::from(self.used) != index {
-            let head = self.ram.read_u32(USED + 4 + 8 * u64::from(self.used % QUEUE)).unwrap_or(u32::MAX);
-            let slot = (head / 3) as u16;
-            assert!(head.is_multiple_of(3) && self.waiting.remove(&slot).is_some(), "head {head} was not under way");
-            self.used = self.used.wrapping_add(1);
-            found.push((slot, byte(Self::base(slot) + 16), byte(Self::data(slot))));
+        for queue in 0..self.indices.len() {
+            let (rings, mut used) = (queue as u64 * RINGS, self.indices[queue].1);
+            let index = self.ram.read_u32(rings + USED).unwrap_or(0) >> 16;
+            while u32::from(used) != index {
+                let head = self.ram.read_u32(rings + USED + 4 + 8 * u64::from(used % QUEUE)).unwrap_or(u32::MAX);
+                let slot = (head / 3) as u16;
+                let known = head.is_multiple_of(3) && self.queue_of(slot) == queue;
+                assert!(known && self.waiting.remove(&slot).is_some(), "head {head} was not under way");
+                used = used.wrapping_add(1);
+                found.push((slot, byte(Self::base(slot) + 16), byte(Self::data(slot))));
+            }
+            let _ = self.ram.write(rings + AVAIL + 4 + 2 * u64::from(QUEUE), &used.to_le_bytes());
+            self.indices[queue].1 = used;
         }
-        let _ = self.ram.write(AVAIL + 4 + 2 * u64::from(QUEUE), &self.used.to_le_bytes());
         found
     }
 
@@ -304,9 +348,11 @@ impl Driver {
             let range = at as usize..at as usize + length;
             after[range.clone()].copy_from_slice(&before[range]);
         };
-        restore(USED, 6 + 8 * usize::from(QUEUE));
-        // Our own, in `collect`.
-        restore(AVAIL + 4 + 2 * u64::from(QUEUE), 2);
+        for rings in (0..self.indices.len() as u64).map(|queue| queue * RINGS) {
+            restore(rings + USED, 6 + 8 * usize::from(QUEUE));
+            // Our own, in `collect`.
+            restore(rings + AVAIL + 4 + 2 * u64::from(QUEUE), 2);
+        }
         for (slot, writes) in waiting {
             restore(Self::base(*slot) + 16, 1);
             if !writes {

@@ -11,12 +11,10 @@ use crate::chipset::{Board, platform};
 use crate::cpu::Lines;
 use crate::mmu::GuestRam;
 use crate::virtio::{Assigned, Block, Command, Event, FrontEnd, Kind, Parts, Pins, Port, VirtioPci, Wanted};
-use ipc::control::DiskConfig;
+use ipc::control::{DiskConfig, DmaMode};
 
 /// How long a disk's process may take to shake hands when the machine starts.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Queues asked for: one for each processor.
-const QUEUES: u16 = 1;
 /// Bytes of address space between the BARs of two slots.
 const BAR_STEP: u32 = 1 << 20;
 
@@ -75,7 +73,7 @@ pub struct Host<'a> {
 /// Attaches `disks` in the order of their slots. Their processes shake hands all at the same time.
 pub fn attach(disks: Vec<Disk>, host: &Host<'_>) -> Result<Vec<Arc<VirtioPci>>, DiskError> {
     let connected: Vec<(String, FrontEnd)> =
-        disks.into_iter().map(|disk| connect(disk, host.lines)).collect::<Result<_, _>>()?;
+        disks.into_iter().map(|disk| connect(disk, host)).collect::<Result<_, _>>()?;
     let until = Instant::now() + HANDSHAKE;
     (platform::VIRTIO_SLOT..)
         .zip(connected)
@@ -83,11 +81,12 @@ pub fn attach(disks: Vec<Disk>, host: &Host<'_>) -> Result<Vec<Arc<VirtioPci>>, 
         .collect()
 }
 
-fn connect(disk: Disk, lines: &Arc<Lines>) -> Result<(String, FrontEnd), DiskError> {
-    let lines = lines.clone();
+fn connect(disk: Disk, host: &Host<'_>) -> Result<(String, FrontEnd), DiskError> {
+    let (lines, config) = (host.lines.clone(), disk.config);
     let port = Arc::new(Port::new(Box::new(move || lines.request())));
-    let wanted = Wanted { queues: QUEUES, config_size: Block.config_size(), bounce: disk.config.bounce };
-    let name = disk.config.name;
+    let ram = (config.dma == DmaMode::Shared).then(|| host.ram.clone());
+    let wanted = Wanted { queues: config.queues, config_size: Block.config_size(), bounce: config.bounce, ram };
+    let name = config.name;
     let front_end =
         FrontEnd::new(&name, wanted, port).map_err(|source| DiskError::Threads { name: name.clone(), source })?;
     front_end.send(Command::Adopt { serial: 0, socket: disk.socket });

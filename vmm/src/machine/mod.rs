@@ -11,6 +11,7 @@ mod foundation;
 mod io;
 mod kick;
 mod news;
+mod wait;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use foundation::Foundation;
 use io::Shared;
 use ipc::control::FromVmm;
 use news::News;
+use wait::Wait;
 
 /// A20 masked: address bit 20 reads as zero.
 const A20_MASKED: u32 = !(1 << 20);
@@ -88,6 +90,7 @@ pub struct Machine {
     no_reboot: bool,
     started_ns: u64,
     counters: Counters,
+    wait: Wait,
 }
 
 /// The machine's own counters.
@@ -124,6 +127,7 @@ impl Machine {
             no_reboot: parts.no_reboot,
             started_ns: parts.started_ns,
             counters: Counters::default(),
+            wait: Wait::default(),
         };
         machine.load()?;
         Ok(machine)
@@ -273,6 +277,19 @@ impl Machine {
         }
     }
 
+    /// Waits until no process writes RAM any more for what the guest asked for before a reset of its devices.
+    fn quiesce(&mut self) {
+        loop {
+            self.serve_devices();
+            if self.shared.stopped() || !self.devices.iter().any(|device| device.is_resetting()) {
+                return;
+            }
+            let lines = &self.vcpu.lines;
+            kick::sleep_until_kicked(|| lines.requested());
+            lines.take_request();
+        }
+    }
+
     fn set_a20(&mut self, open: bool) {
         let mask = if open { u32::MAX } else { A20_MASKED };
         if self.vcpu.state.a20_mask != mask {
@@ -291,6 +308,7 @@ impl Machine {
         self.board.reset();
         // Events of the old life concern nobody.
         while self.board.take_event().is_some() {}
+        self.quiesce();
         self.ram.clear();
         self.vcpu.mmu.flush(Flush::All);
         self.engine.invalidate(&mut self.vcpu, 0, u64::MAX);
@@ -309,7 +327,10 @@ impl Machine {
         let interruptible = self.vcpu.state.eflags & eflags::IF != 0;
         let blocked = self.vcpu.state.nmi_blocked;
         let awake = || lines.requested() || (lines.nmi() && !blocked) || (lines.intr() && interruptible);
-        kick::sleep_until_kicked(awake);
+        if !self.wait.look(&self.devices, awake) {
+            kick::sleep_until_kicked(awake);
+            self.wait.woke(&self.devices);
+        }
         // Whatever was asked for is served next.
         lines.take_request();
         self.shared.keep_time(&self.board);

@@ -28,7 +28,8 @@ use super::kind::{Kind, Limits};
 use super::pci::{Access, Assigned, Effect, F_VERSION_1, Pins, Transport, status};
 use super::pool::Pool;
 use super::region::{self, PAGE, Region};
-use super::shadow::{Bounce, Shadow};
+use super::shadow::Shadow;
+use super::transfer::{Bounce, Transfer};
 use crate::chipset::{Bar, PciFunction};
 use crate::mmu::GuestRam;
 
@@ -86,6 +87,11 @@ struct Inner {
     config: Vec<u8>,
     /// There is no process to be had: requests fail.
     abandoned: bool,
+    transfer: Transfer,
+    /// A process that maps guest RAM was lost with requests outstanding, and is not known to have ended.
+    at_large: bool,
+    /// The queue that is served first next time.
+    turn: usize,
 }
 
 /// A virtio PCI function.
@@ -121,7 +127,8 @@ impl VirtioPci {
         let (serial, offer, kicks) = first;
         let queues = offer.queues;
         let transport = Transport::new(&*kind, offered(&*kind, offer.features), queues, QUEUE_SIZE, assigned);
-        let shadows = (0..usize::from(queues)).map(Shadow::new).collect();
+        let transfer = offer.transfer();
+        let shadows = (0..usize::from(queues)).map(|index| Shadow::new(index, transfer)).collect();
         let mut inner = Inner {
             kind,
             pins,
@@ -138,6 +145,9 @@ impl VirtioPci {
             life: 0,
             config: Vec::new(),
             abandoned: false,
+            transfer,
+            at_large: false,
+            turn: 0,
         };
         inner.show(&offer.config, &offer.region);
         inner.adopt(serial, offer, kicks);
@@ -162,16 +172,46 @@ impl VirtioPci {
         }
     }
 
-    /// Uses another process from now on, reached by `socket`. What is outstanding goes to it. For any thread.
+    /// True while a process may still write guest RAM for what was asked before the last reset. It is served until then.
+    pub fn is_resetting(&self) -> bool {
+        self.lock().transport.common.resetting != 0
+    }
+
+    /// Whether requests are out that a process may soon complete. If so it does not call until [`Self::ask_calls`] asks again:
+    /// look whether it [`Self::has_completed`] something.
+    pub fn decline_calls(&self) -> bool {
+        let inner = &mut *self.lock();
+        inner.want_calls(false);
+        inner.link == Link::Running && inner.shadows.iter().any(|shadow| shadow.outstanding() > 0)
+    }
+
+    /// Has the process call again. Look once more afterwards.
+    pub fn ask_calls(&self) {
+        self.lock().want_calls(true);
+    }
+
+    /// True if the process completed something since it was served last. Then it is due to be served.
+    pub fn has_completed(&self) -> bool {
+        let inner = self.lock();
+        let region = inner.peer.as_ref().filter(|_| inner.link == Link::Running).map(|peer| &peer.offer.region);
+        let completed = region.is_some_and(|region| inner.shadows.iter().any(|shadow| shadow.has_completed(region)));
+        if completed {
+            inner.front_end.port.set_due();
+        }
+        completed
+    }
+
+    /// Uses another process from now on, reached by `socket`, the last one having ended. What is outstanding goes to it.
+    /// For any thread.
     pub fn replace(&self, socket: OwnedFd) {
         self.lock().replace(socket);
     }
 
-    /// There is no process to be had: until [`Self::replace`], what is outstanding and all that comes fails. For any
+    /// There is no process any more, nor to be had: until [`Self::replace`], what is outstanding and all that comes fails. For any
     /// thread; it happens when the device is served next.
     pub fn abandon(&self) {
         let mut inner = self.lock();
-        inner.abandoned = true;
+        (inner.abandoned, inner.at_large) = (true, false);
         inner.front_end.port.ring();
     }
 }
@@ -186,14 +226,21 @@ impl Inner {
         while let Some(event) = self.front_end.port.take() {
             self.event(event);
         }
-        if self.abandoned {
-            return self.refuse(dma);
-        }
         match self.link {
+            _ if self.abandoned => self.refuse(dma),
             Link::Idle => self.start(dma),
             Link::Running => self.pump(dma),
             Link::Draining => self.drain(dma),
             Link::Down | Link::Starting | Link::Stopping => {}
+        }
+        self.end_reset(dma);
+    }
+
+    /// A reset is complete when nobody writes guest RAM for an earlier life, and the engine knows of all that was written.
+    fn end_reset(&mut self, dma: &mut Dma<'_>) {
+        self.shadows.iter_mut().for_each(|shadow| shadow.note_touched(dma));
+        if !self.at_large && self.shadows.iter().all(|shadow| !shadow.holds_earlier_life()) {
+            self.transport.common.resetting = 0;
         }
     }
 
@@ -233,15 +280,24 @@ impl Inner {
             return;
         }
         let mut broken: Result<(), GuestError> = Ok(());
-        for (shadow, kick) in self.shadows.iter_mut().zip(&peer.kicks) {
-            let (wanted, result) = shadow.publish(&mut bounce, dma, &*self.kind);
-            if wanted {
+        // A queue that takes all the room of the region has it last next time.
+        let count = self.shadows.len();
+        self.turn = (self.turn + 1) % count.max(1);
+        for index in (0..count).map(|index| (index + self.turn) % count) {
+            let (wanted, result) = self.shadows[index].publish(&mut bounce, dma, &*self.kind);
+            if wanted && let Some(kick) = peer.kicks.get(index) {
                 kick.kick();
             }
             broken = broken.and(result);
         }
         if let Err(error) = broken {
             self.needs_reset(error.to_string());
+        }
+    }
+
+    fn want_calls(&mut self, wanted: bool) {
+        if let Some(peer) = self.peer.as_ref().filter(|_| self.link == Link::Running) {
+            self.shadows.iter_mut().for_each(|shadow| shadow.want_calls(&peer.offer.region, wanted));
         }
     }
 
@@ -278,9 +334,15 @@ impl Inner {
         }
     }
 
-    /// From the moment this returns no byte of the guest's is written for what it asked before.
+    /// From the moment this returns no byte of the guest's is written for what it asked before; by a process that maps
+    /// guest RAM, from the moment that the status reads 0.
     fn reset_by_driver(&mut self) {
         self.life += 1;
+        let outstanding = self.shadows.iter().any(|shadow| shadow.outstanding() > 0);
+        if self.transfer == Transfer::Direct && (outstanding || self.at_large) {
+            self.transport.common.resetting = status::DRIVER_OK;
+            self.front_end.port.ring();
+        }
         self.shadows.iter_mut().for_each(Shadow::reset_guest);
         self.transport.reset(&*self.pins);
         if self.link == Link::Running {

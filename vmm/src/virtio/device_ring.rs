@@ -5,10 +5,11 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::guest_ring::passed;
 use super::memory::Shared;
-use super::region::{CHAINS, Control, PER_CHAIN, RING, Region};
+use super::region::{CHAINS, Control, PAGE, PER_CHAIN, RING, RINGS, Region};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
 /// The used ring's flag by which a device without event index declines kicks.
 const NO_NOTIFY: u16 = 1;
 
@@ -24,15 +25,35 @@ pub enum PeerError {
     Length(u32, u64),
 }
 
-/// A part of a chain in the bounce region.
+/// A part of a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// Offset.
+    /// Address as the device has it.
     pub at: u64,
     /// Bytes; a part of none is left out.
     pub length: u32,
     /// The device writes it.
     pub writable: bool,
+}
+
+/// Descriptors that an indirect table holds: a page.
+pub const TABLE: u16 = (PAGE / 16) as u16;
+
+fn descriptor(part: Part, flags: u16, next: u16) -> u128 {
+    let flags = flags | if part.writable { WRITE } else { 0 };
+    u128::from(part.at) | u128::from(part.length) << 64 | u128::from(flags) << 96 | u128::from(next) << 112
+}
+
+/// Writes a chain of `parts` into the table at `table`, from its descriptor `first` on. How many descriptors that took.
+fn write_chain(region: &Region, table: u64, first: u16, parts: impl Iterator<Item = Part>) -> u16 {
+    let mut index = first;
+    let mut parts = parts.peekable();
+    while let Some(part) = parts.next() {
+        let (flags, next) = if parts.peek().is_some() { (NEXT, index + 1) } else { (0, 0) };
+        let _ = region.write(table + 16 * u64::from(index), &descriptor(part, flags, next).to_le_bytes());
+        index += 1;
+    }
+    index - first
 }
 
 /// A shadow queue's rings.
@@ -58,17 +79,24 @@ impl DeviceRing {
 
     /// Writes chain `chain` of `parts` into table and ring. The device sees it after [`Self::publish`].
     pub fn put(&mut self, region: &Region, chain: u16, parts: &[Part; PER_CHAIN as usize]) {
-        let first = chain * PER_CHAIN;
-        let mut used = parts.iter().filter(|part| part.length > 0).zip(first..).peekable();
-        while let Some((part, index)) = used.next() {
-            let next = used.peek().map_or(0, |(_, next)| *next);
-            let flags = if part.writable { WRITE } else { 0 } | if next != 0 { NEXT } else { 0 };
-            let word =
-                u128::from(part.at) | u128::from(part.length) << 64 | u128::from(flags) << 96 | u128::from(next) << 112;
-            let _ = region.write(self.control.descriptors + 16 * u64::from(index), &word.to_le_bytes());
-        }
+        let used = parts.iter().filter(|part| part.length > 0).copied();
+        write_chain(region, self.control.descriptors, chain * PER_CHAIN, used);
+        self.make_available(region, chain);
+    }
+
+    /// As [`Self::put`], with the descriptors in an indirect table (virtio 1.2, §2.7.5.3) at `table` of a region that the
+    /// device has at [`RINGS`]. Only the first [`TABLE`] parts count.
+    pub fn put_table(&mut self, region: &Region, chain: u16, table: u64, parts: impl Iterator<Item = Part>) {
+        let count = write_chain(region, table, 0, parts.take(TABLE.into()));
+        let pointer = Part { at: RINGS + table, length: 16 * u32::from(count), writable: false };
+        let place = self.control.descriptors + 16 * u64::from(chain * PER_CHAIN);
+        let _ = region.write(place, &descriptor(pointer, INDIRECT, 0).to_le_bytes());
+        self.make_available(region, chain);
+    }
+
+    fn make_available(&mut self, region: &Region, chain: u16) {
         let slot = u64::from(self.next_avail % RING);
-        let _ = region.write(self.control.avail + 4 + 2 * slot, &first.to_le_bytes());
+        let _ = region.write(self.control.avail + 4 + 2 * slot, &(chain * PER_CHAIN).to_le_bytes());
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
@@ -107,6 +135,19 @@ impl DeviceRing {
             return Err(PeerError::Id(id));
         }
         Ok((chain as u16, length))
+    }
+
+    /// True if a completion is there that was not taken.
+    pub fn has_completed(&self, region: &Region) -> bool {
+        region.load_u16(self.control.used + 2).is_some_and(|index| index != self.next_used)
+    }
+
+    /// Wants no call until [`Self::ask_call`]: completions are looked for. Without the event index calls are never declined.
+    pub fn decline_calls(&mut self, region: &Region) {
+        if self.event_idx {
+            // As far away as an index can be.
+            let _ = region.store_u16(self.control.avail + 4 + 2 * u64::from(RING), self.next_used.wrapping_sub(1));
+        }
     }
 
     /// Asks for a call at the next completion. One may have come before the device could see that: look again.

@@ -52,6 +52,11 @@ impl<'a> Dma<'a> {
         Some(())
     }
 
+    /// Notes that a device which maps guest RAM itself has written `length` bytes at `gpa`, which are in RAM.
+    pub fn wrote(&mut self, gpa: u64, length: usize) {
+        self.note(gpa, length);
+    }
+
     fn note(&mut self, gpa: u64, length: usize) {
         let first = gpa & !(FRAME_SIZE as u64 - 1);
         for frame in (first..gpa + length as u64).step_by(FRAME_SIZE) {
@@ -77,6 +82,8 @@ mod tests {
         assert_eq!(dma.write(0x4fff, &[1]), Some(()), "ends right before one");
         assert_eq!(dma.store_u16(0x6000, 1), Some(()));
         assert_eq!(dma.write((1 << 20) - 1, &[1, 2]), None);
-        assert_eq!(dma.into_code_frames(), [0x2000]);
+        dma.wrote(0x4ff0, 0x10);
+        dma.wrote(0x3000, 0x2001);
+        assert_eq!(dma.into_code_frames(), [0x2000, 0x5000]);
     }
 }

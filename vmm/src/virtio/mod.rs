@@ -1,11 +1,13 @@
 //! Virtio devices: what the guest sees of them, and the firewall between its memory and the processes behind them.
 //!
-//! A device is another process, confined and not trusted, that speaks vhost-user. It never maps guest RAM. For each of
-//! the guest's queues there is a *shadow* queue, whose rings and buffers lie in a small memfd, the bounce region:
+//! A device is another process, confined and not trusted, that speaks vhost-user. Unless the operator gave that up for it,
+//! it never maps guest RAM. For each of the guest's queues there is a *shadow* queue, whose rings and buffers lie in a small
+//! memfd, the bounce region:
 //!
 //! ```text
 //! guest RAM:  guest_ring, chain ──┐                      ┌── device_ring :bounce region
-//!                                 ├─ shadow (records) ───┤   pool, region
+//!                                 ├─ shadow (records), ──┤   pool, region
+//!                                 │  transfer            │
 //! dma (noted for the engine) ─────┘                      └── front_end: socket, kicks, calls ── device process
 //! pci: registers, MSI-X ── device: one function, its state machine ── kind: block
 //! ```
@@ -27,6 +29,7 @@ mod pci;
 mod pool;
 mod region;
 mod shadow;
+mod transfer;
 
 pub use block::Block;
 pub use device::{Parts, Report, VirtioPci};

@@ -16,6 +16,8 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use super::memory::Shared;
 
+/// Where a region is in the address space of a device that maps guest RAM as well: above all of it.
+pub const RINGS: u64 = 1 << 40;
 /// Unit of the data area in bytes.
 pub const PAGE: u64 = 4096;
 /// Descriptors of a shadow queue.

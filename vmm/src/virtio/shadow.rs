@@ -1,8 +1,8 @@
 //! A shadow virtqueue: the guest's queue on one side, a queue of our own in the bounce region on the other, and between
 //! them the private record of every outstanding chain. This file is the DMA firewall.
 //!
-//! Out: a chain is read from the guest once, its readable bytes are copied into the bounce region, and a chain of our
-//! own is published. Back: a completion is checked against the record (outstanding? no longer than it may be?), data is
+//! Out: a chain is read from the guest once, its readable bytes are copied into the bounce region (or not: see
+//! `transfer`), and a chain of our own is published. Back: a completion is checked against the record (outstanding? no longer than it may be?), data is
 //! copied to the buffers that the record names, and the guest's used ring is filled. Nothing that the device can write
 //! is an address, and what it says of lengths only ever makes a copy shorter than the record allows.
 //!
@@ -12,26 +12,14 @@
 //!
 //! Pure state over two memories: no descriptor, no thread, no time.
 
-use super::chain::{Chain, GuestError, Pieces};
-use super::device_ring::{DeviceRing, Part, PeerError};
+use super::chain::{Chain, GuestError, Segment};
+use super::device_ring::{DeviceRing, PeerError};
 use super::dma::Dma;
 use super::guest_ring::GuestRing;
 use super::kind::Kind;
-use super::memory::{self, Shared};
-use super::pool::{Extent, Pool};
-use super::region::{CHAINS, Control, PAGE, PER_CHAIN, Region, SLOT_HALF};
-use crate::mmu::GuestRam;
-
-/// What a status byte holds before the device writes it: no device type has it as a success.
-const UNWRITTEN: u8 = 0xff;
-
-/// The bounce region and what is free in it.
-pub struct Bounce<'a> {
-    /// The memory.
-    pub region: &'a Region,
-    /// Its data pages.
-    pub pool: &'a mut Pool,
-}
+use super::pool::Extent;
+use super::region::{CHAINS, Control, PER_CHAIN, Region};
+use super::transfer::{self, Bounce, Place, Transfer};
 
 /// An outstanding chain.
 #[derive(Debug)]
@@ -47,6 +35,7 @@ struct Record {
 #[derive(Debug)]
 pub struct Shadow {
     index: usize,
+    transfer: Transfer,
     guest: Option<GuestRing>,
     device: Option<DeviceRing>,
     /// By chain number.
@@ -54,6 +43,8 @@ pub struct Shadow {
     free: Vec<u16>,
     generation: u64,
     sequence: u64,
+    /// Buffers of chains that ended without a completion, which a device that maps guest RAM may have written.
+    touched: Vec<Segment>,
 }
 
 /// What came of looking at completions.
@@ -67,15 +58,26 @@ pub struct Harvest {
 
 impl Shadow {
     /// Queue `index` of a device, neither side there yet.
-    pub fn new(index: usize) -> Self {
+    pub fn new(index: usize, transfer: Transfer) -> Self {
         let records = (0..CHAINS).map(|_| None).collect();
         let free = (0..CHAINS).rev().collect();
-        Self { index, guest: None, device: None, records, free, generation: 0, sequence: 0 }
+        let (generation, sequence, touched) = (0, 0, Vec::new());
+        Self { index, transfer, guest: None, device: None, records, free, generation, sequence, touched }
     }
 
     /// Chains that the device has not given back.
     pub fn outstanding(&self) -> u16 {
         CHAINS - self.free.len() as u16
+    }
+
+    /// Chains from before the last reset by the guest, which the device has not given back.
+    pub fn holds_earlier_life(&self) -> bool {
+        self.records.iter().flatten().any(|record| record.generation != self.generation)
+    }
+
+    /// Notes for the engine what a device that maps guest RAM may have written to chains which ended without it.
+    pub fn note_touched(&mut self, dma: &mut Dma<'_>) {
+        self.touched.drain(..).for_each(|segment| dma.wrote(segment.gpa, segment.length as usize));
     }
 
     /// The guest's driver enabled the queue.
@@ -109,13 +111,13 @@ impl Shadow {
         let mut lost = Vec::new();
         for number in order {
             let Some(record) = &mut self.records[usize::from(number)] else { continue };
-            let parts = place(&record.chain, bounce, kind).and_then(|extent| {
+            let sent = self.transfer.place(&record.chain, bounce.pool, kind).and_then(|extent| {
                 record.extent = extent;
-                send(&record.chain, extent, number, self.index, bounce.region, dma.ram(), kind)
+                let place = Place { queue: self.index, number, extent };
+                self.transfer.send(&record.chain, place, &mut ring, bounce.region, dma.ram(), kind)
             });
-            match parts {
-                Some(parts) => ring.put(bounce.region, number, &parts),
-                None => lost.push(number),
+            if sent.is_none() {
+                lost.push(number);
             }
         }
         // In an empty region of the old size all fits that did before; one of another size is our own mistake, and the
@@ -157,17 +159,12 @@ impl Shadow {
             }
             let Some(&number) = self.free.last() else { return Ok(()) };
             let chain = guest.peek(dma.ram())?;
-            check(&chain, kind)?;
-            let pages = pages(&chain, kind);
-            if pages > bounce.pool.capacity() {
-                return Err(GuestError::TooLarge(chain.out_bytes() + chain.in_bytes()));
-            }
-            let Some(extent) = bounce.pool.take(pages) else { return Ok(()) };
+            transfer::check(&chain, bounce.pool, kind)?;
+            let Some(extent) = self.transfer.place(&chain, bounce.pool, kind) else { return Ok(()) };
             guest.take();
             self.free.pop();
-            if let Some(parts) = send(&chain, extent, number, self.index, bounce.region, dma.ram(), kind) {
-                device.put(bounce.region, number, &parts);
-            }
+            let place = Place { queue: self.index, number, extent };
+            self.transfer.send(&chain, place, device, bounce.region, dma.ram(), kind);
             self.sequence += 1;
             let (generation, sequence) = (self.generation, self.sequence);
             self.records[usize::from(number)] = Some(Record { chain, extent, generation, sequence });
@@ -234,15 +231,32 @@ impl Shadow {
             self.records[usize::from(number)] = Some(record);
             return Err(PeerError::Length(length, room));
         }
-        self.free.push(number);
         bounce.pool.give(record.extent);
         if record.generation == self.generation
             && let Some(guest) = &mut self.guest
         {
-            receive(&record, length, number, self.index, bounce.region, dma, kind);
+            let place = Place { queue: self.index, number, extent: record.extent };
+            self.transfer.receive(&record.chain, place, length, bounce.region, dma, kind);
             guest.put(dma, record.chain.head, length);
+            self.free.push(number);
+        } else {
+            self.discard(number, record);
         }
         Ok(())
+    }
+
+    /// True if the device completed something that was not taken.
+    pub fn has_completed(&self, region: &Region) -> bool {
+        self.device.as_ref().is_some_and(|device| device.has_completed(region))
+    }
+
+    /// Says whether the device is to call when it completes something. After asking for it, look again.
+    pub fn want_calls(&mut self, region: &Region, wanted: bool) {
+        match &mut self.device {
+            Some(device) if wanted => device.ask_call(region),
+            Some(device) => device.decline_calls(region),
+            None => {}
+        }
     }
 
     /// Fails every outstanding chain of this generation: there is no device, and there will be none. True if the guest
@@ -272,117 +286,36 @@ impl Shadow {
 
     fn fail(&mut self, number: u16, dma: &mut Dma<'_>, kind: &dyn Kind) {
         let Some(record) = self.records[usize::from(number)].take() else { return };
-        self.free.push(number);
         if record.generation == self.generation
             && let Some(guest) = &mut self.guest
         {
             let length = kind.fail(&record.chain, dma);
             guest.put(dma, record.chain.head, length);
         }
+        self.discard(number, record);
+        self.note_touched(dma);
     }
 
     fn forget(&mut self, which: impl Fn(&Record) -> bool) {
-        for (number, slot) in (0..CHAINS).zip(&mut self.records) {
-            if slot.take_if(|record| which(record)).is_some() {
-                self.free.push(number);
+        for number in 0..CHAINS {
+            if let Some(record) = self.records[usize::from(number)].take_if(|record| which(record)) {
+                self.discard(number, record);
             }
         }
     }
-}
 
-/// A request that is too short to be understood or answered is never given back: a device process stops its queue, or
-/// forgets the request, and is then blamed for it. It is the driver that is to be reset.
-fn check(chain: &Chain, kind: &dyn Kind) -> Result<(), GuestError> {
-    let (out, inner) = (chain.out_bytes(), chain.in_bytes());
-    let whole = out >= kind.head().into() && inner >= kind.tail().into();
-    if whole { Ok(()) } else { Err(GuestError::Short(out, inner)) }
-}
-
-/// How the bytes of a chain's two sides are split: head and rest, rest and tail.
-struct Split {
-    head: u32,
-    out: u64,
-    inner: u64,
-    tail: u32,
-}
-
-fn split(chain: &Chain, kind: &dyn Kind) -> Split {
-    let (out, inner) = (chain.out_bytes(), chain.in_bytes());
-    let head = out.min(u64::from(kind.head().min(SLOT_HALF)));
-    let tail = inner.min(u64::from(kind.tail().min(SLOT_HALF)));
-    Split { head: head as u32, out: out - head, inner: inner - tail, tail: tail as u32 }
-}
-
-fn pages(chain: &Chain, kind: &dyn Kind) -> u64 {
-    let split = split(chain, kind);
-    split.out.div_ceil(PAGE) + split.inner.div_ceil(PAGE)
-}
-
-fn place(chain: &Chain, bounce: &mut Bounce<'_>, kind: &dyn Kind) -> Option<Extent> {
-    bounce.pool.take(pages(chain, kind))
-}
-
-/// Copies a chain's readable bytes into the region, and says what the device is given. None only if our own book-keeping
-/// of places were wrong.
-fn send(
-    chain: &Chain,
-    extent: Extent,
-    number: u16,
-    index: usize,
-    region: &Region,
-    ram: &GuestRam,
-    kind: &dyn Kind,
-) -> Option<[Part; PER_CHAIN as usize]> {
-    let (control, split) = (Control::of(index), split(chain, kind));
-    let (head, tail) = (control.head(number), control.tail(number));
-    let out = extent.first * PAGE;
-    let inner = out + split.out.next_multiple_of(PAGE);
-    let mut pieces = Pieces::new(&chain.readable);
-    for (mut at, mut left) in [(head, u64::from(split.head)), (out, split.out)] {
-        while let Some((gpa, length)) = pieces.next(left.min(u64::from(u32::MAX)) as u32) {
-            memory::copy((ram, gpa), (region, at), length as usize)?;
-            at += u64::from(length);
-            left -= u64::from(length);
-        }
-    }
-    region.write(tail, &[UNWRITTEN; SLOT_HALF as usize])?;
-    let part = |at, length: u64, writable| Part { at, length: length as u32, writable };
-    Some([
-        part(head, u64::from(split.head), false),
-        part(out, split.out, false),
-        part(inner, split.inner, true),
-        part(tail, u64::from(split.tail), true),
-    ])
-}
-
-/// Copies what the device wrote to where the record says: the first `length` bytes, and the tail in any case, since
-/// devices disagree on whether a status after unwritten data counts.
-fn receive(
-    record: &Record,
-    length: u32,
-    number: u16,
-    index: usize,
-    region: &Region,
-    dma: &mut Dma<'_>,
-    kind: &dyn Kind,
-) {
-    let (control, split) = (Control::of(index), split(&record.chain, kind));
-    let inner = record.extent.first * PAGE + split.out.next_multiple_of(PAGE);
-    let written = u64::from(length).min(split.inner);
-    let tail = Pieces::after(&record.chain.writable, split.inner);
-    let data = Pieces::new(&record.chain.writable);
-    for (mut pieces, mut at, mut left) in [(data, inner, written), (tail, control.tail(number), u64::from(split.tail))]
-    {
-        while let Some((gpa, piece)) = pieces.next(left.min(u64::from(u32::MAX)) as u32) {
-            // Inside both memories, as when the record was made.
-            let _ = dma.copy_from(region, at, gpa, piece as usize);
-            at += u64::from(piece);
-            left -= u64::from(piece);
+    /// A chain has ended, and its device told nobody what it wrote.
+    fn discard(&mut self, number: u16, record: Record) {
+        self.free.push(number);
+        if self.transfer == Transfer::Direct {
+            self.touched.extend(record.chain.writable);
         }
     }
 }
 
 #[cfg(test)]
 mod bench;
+#[cfg(test)]
+mod direct_tests;
 #[cfg(test)]
 mod tests;

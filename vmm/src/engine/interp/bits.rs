@@ -167,8 +167,8 @@ pub(super) fn bzhi(v: &mut Vcpu, op: &Op) -> Flow<()> {
     let a = read::<u32>(v, op, op.src)?;
     let n = read::<u32>(v, op, op.third)? & 0xff;
     let r = if n < 32 { a & ((1 << n) - 1) } else { a };
-    logic::<u32>(r, &mut v.state.eflags);
-    put(&mut v.state.eflags, CF, (n > 31) as u32);
+    // PF and AF are undefined, and clear on Intel processors.
+    put(&mut v.state.eflags, ARITH, szp::<u32>(r) & !PF | (n > 31) as u32);
     set_reg(v, op.dst, r)
 }
 

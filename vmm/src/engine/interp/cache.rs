@@ -18,7 +18,7 @@ use crate::mmu::{Access, FRAME_SIZE, GuestRam};
 /// Frames held at most; all are dropped when one more is needed.
 const MAX_PAGES: usize = 1536;
 /// Decoded instructions held at most, over all frames.
-const MAX_OPS: usize = 600_000;
+pub(super) const MAX_OPS: usize = 600_000;
 /// Decoded instructions held for one frame, stale ones included.
 const MAX_PAGE_OPS: usize = 8192;
 const TLB_ENTRIES: usize = 512;

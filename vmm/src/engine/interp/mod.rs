@@ -191,17 +191,19 @@ impl Interpreter {
     fn first_time(&mut self, v: &mut Vcpu, linear: u32) -> Flow<()> {
         let cs = &v.state.seg[seg::CS];
         let (tag, _) = cache::tag(v);
-        let decoded = match self.cache.current(tag) {
-            Some(page) => decode::decode(v, page.tail(linear), v.state.eip, cs.big()),
-            None => None,
-        };
+        // The bytes are copied: to insert an instruction may empty the cache.
+        let mut bytes = [0; decode::MAX_LENGTH];
+        let decoded = self.cache.current(tag).and_then(|page| {
+            let tail = page.tail(linear);
+            bytes[..tail.len()].copy_from_slice(tail);
+            decode::decode(v, tail, v.state.eip, cs.big())
+        });
         match decoded {
             Some(decoded) => {
                 self.cache.insert(linear, &decoded);
                 self.instructions += 1;
                 let op = decoded.op;
-                let bytes = self.cache.current(tag).map(|p| p.tail(linear)).unwrap_or(&[]);
-                let bytes = bytes.get(..op.len as usize).unwrap_or(bytes);
+                let bytes = bytes.get(..op.len as usize).unwrap_or(&bytes);
                 execute(&mut self.simd, v, &op, &decoded.full, bytes)
             }
             None => self.fetched(v),

@@ -4,6 +4,7 @@ mod churn;
 mod demand;
 mod isolation;
 mod joints;
+mod kicks;
 mod mixed;
 mod near;
 mod segments;
@@ -12,13 +13,12 @@ mod targets;
 
 use std::sync::Arc;
 
-use iced_x86::Mnemonic;
 use iced_x86::code_asm::*;
 
 use super::cache::SEGMENTS;
 use super::context::INDEX_ENTRIES;
 use super::{CACHE_SIZE, Translator};
-use crate::cpu::{CpuState, EmptyBus, Lines, Segment, Vcpu, attr, cr0, cr4, eflags, reg, seg};
+use crate::cpu::{CpuState, EmptyBus, Lines, Segment, Vcpu, attr, cr0, cr4, reg, seg};
 use crate::engine::interp::Interpreter;
 use crate::engine::{Engine, Exit};
 use crate::mmu::GuestRam;
@@ -340,158 +340,4 @@ fn floating_point_survives_page_faults() {
         a.movd(eax, xmm1).unwrap();
         a.fninit().unwrap();
     });
-}
-
-#[test]
-fn an_endless_loop_hears_a_request() {
-    for (body, name) in [(&[0xeb, 0xfe][..], "jmp $"), (&[0x40, 0x50, 0x58, 0xeb, 0xfb][..], "push/pop")] {
-        let mut v = machine(body);
-        let lines = v.lines.clone();
-        #[allow(unsafe_code)]
-        // SAFETY: gettid has no preconditions.
-        lines.set_thread(unsafe { libc::gettid() });
-        let other = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(30));
-            lines.request();
-        });
-        let mut translator = Translator::new(&v.mmu.ram).unwrap();
-        assert_eq!(translator.run(&mut v), Exit::Requested, "{name}");
-        assert_eq!(v.state.gpr[reg::ESP], STACK - if v.state.eip == CODE + 2 { 4 } else { 0 }, "{name}");
-        other.join().unwrap();
-    }
-}
-
-/// A long repeated string instruction is left between two iterations and finishes later.
-#[test]
-fn a_repeated_instruction_is_interrupted_exactly() {
-    // 1: mov ecx, n; mov edi, DATA; rep stosd; jmp 1
-    let mut program = vec![0xb9];
-    program.extend((1u32 << 20).to_le_bytes());
-    program.push(0xbf);
-    program.extend(DATA.to_le_bytes());
-    program.extend([0xf3, 0xab, 0xeb, 0xf2]);
-    let mut v = machine(&program);
-    let lines = v.lines.clone();
-    #[allow(unsafe_code)]
-    // SAFETY: gettid has no preconditions.
-    lines.set_thread(unsafe { libc::gettid() });
-    let mut translator = Translator::new(&v.mmu.ram).unwrap();
-    for _ in 0..20 {
-        let lines = lines.clone();
-        let other = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(2));
-            lines.request();
-        });
-        assert_eq!(translator.run(&mut v), Exit::Requested);
-        other.join().unwrap();
-        if v.state.eip == CODE + 10 {
-            let (count, at) = (v.state.gpr[reg::ECX], v.state.gpr[reg::EDI]);
-            assert_eq!(at.wrapping_sub(DATA) / 4 + count, 1 << 20, "ECX and EDI belong together");
-            assert_eq!(v.state.eflags & eflags::RF != 0, count != 1 << 20, "RF says that it has begun");
-        } else {
-            assert_eq!(v.state.eflags & eflags::RF, 0);
-        }
-    }
-}
-
-/// Being left and entered again at any instruction changes nothing.
-#[test]
-fn kicks_change_nothing() {
-    let mut a = CodeAssembler::new(32).unwrap();
-    let (mut head, mut function, mut done) = (a.create_label(), a.create_label(), a.create_label());
-    a.mov(ecx, 3_000_000).unwrap();
-    a.xor(eax, eax).unwrap();
-    a.set_label(&mut head).unwrap();
-    a.push(ecx).unwrap();
-    a.push(eax).unwrap();
-    a.lea(edi, dword_ptr(DATA)).unwrap();
-    a.lea(esi, dword_ptr(esp)).unwrap();
-    a.cmpsb().unwrap();
-    a.pop(eax).unwrap();
-    a.call(function).unwrap();
-    a.pop(edx).unwrap();
-    a.dec(ecx).unwrap();
-    a.jne(head).unwrap();
-    a.jmp(done).unwrap();
-    a.set_label(&mut function).unwrap();
-    a.push(ebp).unwrap();
-    a.mov(ebp, esp).unwrap();
-    a.sub(esp, 16).unwrap();
-    a.mov(edx, dword_ptr(ebp + 8)).unwrap();
-    a.mov(dword_ptr(ebp - 4), edx).unwrap();
-    a.add(eax, dword_ptr(esp + 12)).unwrap();
-    a.adc(eax, 1).unwrap();
-    a.leave().unwrap();
-    a.ret().unwrap();
-    a.set_label(&mut done).unwrap();
-    a.hlt().unwrap();
-    let program = a.assemble(CODE as u64).unwrap();
-
-    let (mut calm, mut kicked) = (machine(&program), machine(&program));
-    assert_eq!(Translator::new(&calm.mmu.ram).unwrap().run(&mut calm), Exit::Halted);
-
-    let lines = kicked.lines.clone();
-    #[allow(unsafe_code)]
-    // SAFETY: gettid has no preconditions.
-    lines.set_thread(unsafe { libc::gettid() });
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let other = std::thread::spawn({
-        let stop = stop.clone();
-        move || {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                std::thread::sleep(std::time::Duration::from_micros(50));
-                lines.request();
-            }
-        }
-    });
-    let mut translator = Translator::new(&kicked.mmu.ram).unwrap();
-    let mut requests = 0;
-    while translator.run(&mut kicked) == Exit::Requested {
-        requests += 1;
-        assert_eq!(kicked.state.gpr[reg::ESP] & 3, 0);
-    }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    other.join().unwrap();
-    assert!(requests > 0);
-    assert_eq!(calm.state, kicked.state, "after {requests} requests");
-}
-
-/// Loads that are remembered, of a descriptor that changes half-way; few of them leave emitted code.
-#[test]
-fn segment_loads_stay_in_the_cache() {
-    let program = |a: &mut CodeAssembler| {
-        let mut head = a.create_label();
-        a.mov(dword_ptr(DATA), (DATA & 0xffff) << 16 | 0x7f).unwrap();
-        a.mov(dword_ptr(DATA + 4), DATA >> 16).unwrap();
-        a.mov(dword_ptr(DATA + 0x18), 0xffffu32).unwrap();
-        a.mov(dword_ptr(DATA + 0x1c), 0xcf9320u32).unwrap();
-        a.lgdt(fword_ptr(DATA)).unwrap();
-        a.mov(ecx, 1000).unwrap();
-        a.mov(ebx, 0x18).unwrap();
-        a.set_label(&mut head).unwrap();
-        a.mov(fs, ebx).unwrap();
-        a.add(eax, dword_ptr(ecx * 4).fs()).unwrap();
-        a.push(fs).unwrap();
-        a.pop(gs).unwrap();
-        a.xor(ebx, 0x18).unwrap();
-        a.mov(fs, ebx).unwrap();
-        a.xor(ebx, 0x18).unwrap();
-        a.push(0).unwrap();
-        a.pop(es).unwrap();
-        a.cmp(ecx, 500).unwrap();
-        a.sete(dl).unwrap();
-        a.shl(dl, 4).unwrap();
-        a.add(byte_ptr(DATA + 0x1c), dl).unwrap();
-        a.dec(ecx).unwrap();
-        a.jne(head).unwrap();
-    };
-    agree(program);
-    let mut a = CodeAssembler::new(32).unwrap();
-    program(&mut a);
-    a.hlt().unwrap();
-    let mut v = machine(&a.assemble(CODE as u64).unwrap());
-    let mut translator = Translator::new(&v.mmu.ram).unwrap();
-    assert_eq!(translator.run(&mut v), Exit::Halted);
-    let left = |kind: Mnemonic| translator.assists[kind as usize];
-    assert!(left(Mnemonic::Mov) + left(Mnemonic::Pop) < 20, "{} {}", left(Mnemonic::Mov), left(Mnemonic::Pop));
 }

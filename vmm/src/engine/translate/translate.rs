@@ -81,9 +81,13 @@ pub struct Translation {
 impl Environment<'_> {
     fn class(&self, insn: &Instruction) -> Class {
         let among = |places: &Places| !places.is_empty() && places.contains(&insn.ip32());
-        match among(self.interpreted) || self.mode.user() && among(self.faulting) {
-            true => Class::Interpret,
-            false => classify(insn, self.mode),
+        if among(self.interpreted) || self.mode.user() && among(self.faulting) {
+            return Class::Interpret;
+        }
+        match classify(insn, self.mode) {
+            // It may change itself, and a block's look at its source does not come between two iterations.
+            Class::String if self.checked.is_some() && string::repeats_stores(insn) => Class::Interpret,
+            class => class,
         }
     }
 }

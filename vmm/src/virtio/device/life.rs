@@ -9,7 +9,8 @@ use super::super::guest_ring::F_EVENT_IDX;
 use super::super::pci::status;
 use super::super::pool::Pool;
 use super::super::region;
-use super::super::shadow::{Bounce, Shadow};
+use super::super::shadow::Shadow;
+use super::super::transfer::{Bounce, Transfer};
 use super::{DRAIN, DeviceEvent, Inner, Link, Peer, offered};
 
 impl Inner {
@@ -76,7 +77,7 @@ impl Inner {
             return;
         }
         let guest = self.transport.common.negotiated();
-        let features = towards_device(peer.offer.features, guest, self.kind.features());
+        let features = towards_device(peer.offer.features, guest, self.kind.features(), self.transfer);
         let (first, pages) = region::data_pages(peer.offer.region.size(), self.shadows.len());
         (peer.pool, peer.life) = (Pool::new(first, pages), self.life);
         let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
@@ -132,6 +133,8 @@ impl Inner {
     }
 
     fn lost(&mut self, reason: String) {
+        let outstanding = self.shadows.iter().any(|shadow| shadow.outstanding() > 0);
+        self.at_large |= self.transfer == Transfer::Direct && outstanding && !self.abandoned;
         self.detach();
         self.over = true;
         (self.report)(self.serial, DeviceEvent::Lost(reason));
@@ -146,7 +149,7 @@ impl Inner {
     pub(super) fn replace(&mut self, socket: OwnedFd) {
         self.detach();
         self.serial += 1;
-        (self.over, self.abandoned) = (false, false);
+        (self.over, self.abandoned, self.at_large) = (false, false, false);
         self.front_end.send(Command::Adopt { serial: self.serial, socket });
     }
 

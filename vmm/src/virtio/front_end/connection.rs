@@ -1,6 +1,7 @@
 //! One vhost-user connection, spoken by the `vhost` crate. Every function here may wait for the device process, so only
 //! the front end's own thread calls them, with the watchdog set.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -11,19 +12,23 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::descriptors::{Kick, as_eventfd};
-use crate::virtio::guest_ring::F_EVENT_IDX;
+use crate::mmu::GuestRam;
+use crate::virtio::guest_ring::{F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::virtio::pci::F_VERSION_1;
-use crate::virtio::region::{Control, RING, Region, RegionError};
+use crate::virtio::region::{Control, RING, RINGS, Region, RegionError};
+use crate::virtio::transfer::Transfer;
 
 /// Where the region lies in the address space that messages speak of. Not where it is mapped: the back end only takes
 /// differences, and where our memory lies is not for it to know.
 const USER_ADDRESS: u64 = 1 << 32;
+/// Where RAM goes on that the PCI hole leaves no room for.
+const ABOVE_HOLE: u64 = 1 << 32;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const QUEUE_LIMIT: u64 = 64;
 
 /// What a disk's front end asks of its device process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Wanted {
     /// Queues, if it has as many.
     pub queues: u16,
@@ -31,6 +36,8 @@ pub struct Wanted {
     pub config_size: usize,
     /// Bytes of bounce region.
     pub bounce: u64,
+    /// Guest RAM, if the process is to have it.
+    pub ram: Option<Arc<GuestRam>>,
 }
 
 /// What a device process offers.
@@ -44,6 +51,15 @@ pub struct Offer {
     pub queues: u16,
     /// The region that this process will map.
     pub region: Arc<Region>,
+    /// It will map guest RAM as well.
+    pub shared: bool,
+}
+
+impl Offer {
+    /// How requests get to the process.
+    pub fn transfer(&self) -> Transfer {
+        if self.shared { Transfer::Direct } else { Transfer::Copied }
+    }
 }
 
 /// Why a connection cannot be used.
@@ -64,6 +80,7 @@ pub enum ConnectionError {
 pub struct Connection {
     frontend: Frontend,
     region: Arc<Region>,
+    ram: Option<Arc<GuestRam>>,
     queues: u16,
     /// What the device signals completions by, one of each queue.
     pub calls: Vec<EventFd>,
@@ -89,7 +106,7 @@ fn step<T>(step: &'static str, result: vhost::Result<T>) -> Result<T, Connection
 
 impl Connection {
     /// Shakes hands. Nothing of ours is shared yet.
-    pub fn open(socket: UnixStream, wanted: Wanted) -> Result<(Self, Offer, Vec<Kick>), ConnectionError> {
+    pub fn open(socket: UnixStream, wanted: &Wanted) -> Result<(Self, Offer, Vec<Kick>), ConnectionError> {
         let mut frontend = Frontend::from_stream(socket, QUEUE_LIMIT);
         step("becoming the owner", frontend.set_owner())?;
         let features = step("asking for features", frontend.get_features())?;
@@ -98,6 +115,10 @@ impl Connection {
         }
         if features & F_PROTOCOL_FEATURES == 0 {
             return Err(ConnectionError::Lacks("VHOST_USER_F_PROTOCOL_FEATURES"));
+        }
+        let ram = wanted.ram.clone();
+        if ram.is_some() && features & F_INDIRECT_DESC == 0 {
+            return Err(ConnectionError::Lacks("VIRTIO_RING_F_INDIRECT_DESC"));
         }
         let protocol = negotiate(&mut frontend)?;
         let queues = match protocol.contains(VhostUserProtocolFeatures::MQ) {
@@ -111,13 +132,14 @@ impl Connection {
         let region = Arc::new(Region::new(wanted.bounce)?);
         let (calls, kicks, ours) = bells(queues).map_err(ConnectionError::Descriptors)?;
         let config_size = wanted.config_size;
+        let shared = ram.is_some();
         let mut connection =
-            Self { frontend, region: region.clone(), queues, calls, kicks, requests: None, config_size };
+            Self { frontend, region: region.clone(), ram, queues, calls, kicks, requests: None, config_size };
         if protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
             connection.open_requests(protocol)?;
         }
         let config = connection.config()?;
-        Ok((connection, Offer { features, config, queues, region }, ours))
+        Ok((connection, Offer { features, config, queues, region, shared }, ours))
     }
 
     fn open_requests(&mut self, protocol: VhostUserProtocolFeatures) -> Result<(), ConnectionError> {
@@ -140,24 +162,20 @@ impl Connection {
         Ok(config)
     }
 
-    /// Shares the bounce region and starts the first `queues` queues: those that the region has room for, be there more
+    /// Shares the memory that the device is to have, and starts the first `queues` queues: those that the region has room for, be there more
     /// or not. `features` are those that guest and vmm chose.
     pub fn start(&mut self, features: u64, queues: u16) -> Result<(), ConnectionError> {
         self.queues = self.queues.min(queues);
         let f = &mut self.frontend;
         step("setting features", f.set_features(features | F_PROTOCOL_FEATURES))?;
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: 0,
-            memory_size: self.region.size(),
-            userspace_addr: USER_ADDRESS,
-            mmap_offset: 0,
-            mmap_handle: std::os::fd::AsRawFd::as_raw_fd(&self.region.fd()),
-        };
-        step("sharing the bounce region", f.set_mem_table(&[region]))?;
+        let base = if self.ram.is_some() { RINGS } else { 0 };
+        let mut table = self.ram.as_deref().map(guest_ram).unwrap_or_default();
+        table.push(shared(base, self.region.size(), 0, self.region.fd()));
+        step("sharing memory", f.set_mem_table(&table))?;
         for index in 0..usize::from(self.queues) {
             step("setting a queue's size", f.set_vring_num(index, RING))?;
             step("setting a queue's start", f.set_vring_base(index, 0))?;
-            step("setting a queue's place", f.set_vring_addr(index, &place(index)))?;
+            step("setting a queue's place", f.set_vring_addr(index, &place(index, base)))?;
             step("setting a queue's call", f.set_vring_call(index, &self.calls[index]))?;
             step("setting a queue's kick", f.set_vring_kick(index, &self.kicks[index]))?;
             step("enabling a queue", f.set_vring_enable(index, true))?;
@@ -202,8 +220,8 @@ fn bells(queues: u16) -> nix::Result<(Vec<EventFd>, Vec<EventFd>, Vec<Kick>)> {
 }
 
 /// Ring addresses are in the address space that the memory table's user addresses are in.
-fn place(index: usize) -> VringConfigData {
-    let (control, base) = (Control::of(index), USER_ADDRESS);
+fn place(index: usize, region: u64) -> VringConfigData {
+    let (control, base) = (Control::of(index), USER_ADDRESS + region);
     VringConfigData {
         queue_max_size: RING,
         queue_size: RING,
@@ -215,7 +233,27 @@ fn place(index: usize) -> VringConfigData {
     }
 }
 
+/// A part of the memory table: `size` bytes at `offset` of a file, which the device has at `address`.
+fn shared(address: u64, size: u64, offset: u64, file: BorrowedFd<'_>) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: address,
+        memory_size: size,
+        userspace_addr: USER_ADDRESS + address,
+        mmap_offset: offset,
+        mmap_handle: file.as_raw_fd(),
+    }
+}
+
+/// Guest RAM, below the PCI hole and above it, at the guest's own addresses.
+fn guest_ram(ram: &GuestRam) -> Vec<VhostUserMemoryRegionInfo> {
+    let parts = [(0, ram.low_size(), 0), (ABOVE_HOLE, ram.high_size(), ram.low_size())];
+    let parts = parts.into_iter().filter(|(_, size, _)| *size > 0);
+    parts.map(|(address, size, offset)| shared(address, size, offset, ram.fd())).collect()
+}
+
 /// The features that the shadow queues use towards a device that offers `features`, for a driver that chose `guest`.
-pub fn towards_device(features: u64, guest: u64, kind: u64) -> u64 {
-    features & (guest & kind | F_VERSION_1 | F_EVENT_IDX)
+/// Indirect descriptors are for a device that maps guest RAM; through a region a chain has few parts.
+pub fn towards_device(features: u64, guest: u64, kind: u64, transfer: Transfer) -> u64 {
+    let indirect = if transfer == Transfer::Direct { F_INDIRECT_DESC } else { 0 };
+    features & (guest & kind | F_VERSION_1 | F_EVENT_IDX | indirect)
 }

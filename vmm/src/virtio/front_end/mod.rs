@@ -126,6 +126,11 @@ impl Port {
         }
     }
 
+    /// Something is to be served, and whoever asks is the one who serves it.
+    pub fn set_due(&self) {
+        self.due.store(true, Ordering::Release);
+    }
+
     /// True once after any number of [`Self::ring`]s.
     pub fn take_due(&self) -> bool {
         self.due.load(Ordering::Relaxed) && self.due.swap(false, Ordering::AcqRel)
@@ -172,7 +177,7 @@ impl FrontEnd {
         let (commands, received) = channel();
         let mut front_end = Self { commands, port, bell, threads: Vec::new() };
         let (bell, port) = (front_end.bell.clone(), front_end.port.clone());
-        front_end.spawn(format!("{name}-ctl"), move || control(&received, &bell, &port, wanted))?;
+        front_end.spawn(format!("{name}-ctl"), move || control(&received, &bell, &port, &wanted))?;
         let (bell, port, commands) = (front_end.bell.clone(), front_end.port.clone(), front_end.commands.clone());
         front_end.spawn(format!("{name}-bell"), move || bell.run(&port, &commands))?;
         Ok(front_end)
@@ -216,7 +221,7 @@ impl Drop for FrontEnd {
 }
 
 /// The control thread.
-fn control(commands: &Receiver<Command>, bell: &Bell, port: &Port, wanted: Wanted) {
+fn control(commands: &Receiver<Command>, bell: &Bell, port: &Port, wanted: &Wanted) {
     let mut current: Option<(u64, Connection)> = None;
     while let Ok(command) = commands.recv() {
         bell.arm(Watch::Answer, ANSWER);
@@ -249,7 +254,7 @@ fn control(commands: &Receiver<Command>, bell: &Bell, port: &Port, wanted: Wante
 
 type Done = Result<(), (u64, String)>;
 
-fn adopt(serial: u64, socket: OwnedFd, bell: &Bell, port: &Port, wanted: Wanted) -> Result<Connection, (u64, String)> {
+fn adopt(serial: u64, socket: OwnedFd, bell: &Bell, port: &Port, wanted: &Wanted) -> Result<Connection, (u64, String)> {
     let failed = |error: &dyn std::error::Error| (serial, cause_chain(error));
     bell.guard(serial, socket.as_fd()).map_err(|e| failed(&e))?;
     // Guarding ended the last connection, and its deadline with it.

@@ -71,6 +71,9 @@ pub struct Common {
     pub config_vector: u16,
     /// Device status.
     pub status: u8,
+    /// Bits that the status reads as set beside: a reset by the driver is not complete while there are any (virtio 1.2,
+    /// §4.1.4.3.1).
+    pub resetting: u8,
     /// Counts changes of the configuration.
     pub generation: u8,
     select: u16,
@@ -92,6 +95,7 @@ impl Common {
             driver_select: 0,
             config_vector: NO_VECTOR,
             status: 0,
+            resetting: 0,
             generation: 0,
             select: 0,
             queue_size,
@@ -100,11 +104,11 @@ impl Common {
         }
     }
 
-    /// As after power-up. The configuration's generation goes on counting.
+    /// As after power-up. The configuration's generation goes on counting, and a reset that is not complete goes on.
     pub fn reset(&mut self) {
-        let generation = self.generation;
+        let (generation, resetting) = (self.generation, self.resetting);
         *self = Self::new(self.offered, self.queues.len() as u16, self.queue_size, self.vectors);
-        self.generation = generation;
+        (self.generation, self.resetting) = (generation, resetting);
     }
 
     /// What the device offers. Takes effect at the next negotiation.
@@ -134,7 +138,7 @@ impl Common {
         put(at::DRIVER_FEATURE, &half(self.accepted, self.driver_select).to_le_bytes());
         put(at::MSIX_CONFIG, &self.config_vector.to_le_bytes());
         put(at::NUM_QUEUES, &(self.queues.len() as u16).to_le_bytes());
-        put(at::STATUS, &[self.status, self.generation]);
+        put(at::STATUS, &[self.status | self.resetting, self.generation]);
         put(at::QUEUE_SELECT, &self.select.to_le_bytes());
         put(at::QUEUE_SIZE, &places.size.to_le_bytes());
         put(at::QUEUE_MSIX_VECTOR, &queue.map_or(NO_VECTOR, |q| q.vector).to_le_bytes());

@@ -9,8 +9,10 @@ use rand::rngs::SmallRng;
 
 use super::super::block::Block;
 use super::super::guest_ring::{F_EVENT_IDX, F_INDIRECT_DESC, Places};
-use super::super::region::{RING, data_pages};
+use super::super::region::{RING, RINGS, data_pages};
+use super::super::{memory::Shared, pool::Pool};
 use super::*;
+use crate::mmu::GuestRam;
 use ipc::control::MIN_BOUNCE;
 
 pub const SIZE: u16 = 64;
@@ -33,6 +35,7 @@ pub struct Bench {
     pub shadow: Shadow,
     pub rng: SmallRng,
     features: u64,
+    transfer: Transfer,
     avail: u16,
     used: u16,
     device: (u16, u16),
@@ -48,14 +51,15 @@ pub fn pool() -> Pool {
 }
 
 impl Bench {
-    pub fn new(rng: SmallRng, features: u64) -> Self {
+    pub fn new(rng: SmallRng, features: u64, transfer: Transfer) -> Self {
         let mut bench = Self {
             ram: Arc::new(GuestRam::new(RAM).unwrap()),
             region: Region::new(MIN_BOUNCE).unwrap(),
             pool: pool(),
-            shadow: Shadow::new(0),
+            shadow: Shadow::new(0, transfer),
             rng,
             features,
+            transfer,
             avail: 0,
             used: 0,
             device: (0, 0),
@@ -181,7 +185,24 @@ impl Bench {
         found
     }
 
-    /// The device takes a chain: its id, readable and writable parts. Everything it sees must lie in its region.
+    /// Reads what the device maps: the region, and with it guest RAM if that is given away.
+    pub fn device_read<const N: usize>(&self, at: u64) -> Option<[u8; N]> {
+        match (self.transfer, at.checked_sub(RINGS)) {
+            (Transfer::Copied, _) => self.region.read(at),
+            (Transfer::Direct, Some(offset)) => self.region.read(offset),
+            (Transfer::Direct, None) => Shared::read(&*self.ram, at),
+        }
+    }
+
+    /// Writes it.
+    pub fn device_write(&self, at: u64, bytes: &[u8]) -> Option<()> {
+        match self.transfer {
+            Transfer::Copied => self.region.write(at, bytes),
+            Transfer::Direct => Shared::write(&*self.ram, at, bytes),
+        }
+    }
+
+    /// The device takes a chain: its id, readable and writable parts. Everything it sees must lie in its memory.
     pub fn take(&mut self) -> Option<(u16, Parts, Parts)> {
         let control = Control::of(0);
         let index = self.region.load_u16(control.avail + 2).unwrap();
@@ -191,10 +212,17 @@ impl Bench {
         let id = self.region.load_u16(control.avail + 4 + 2 * u64::from(self.device.0 % RING)).unwrap();
         self.device.0 = self.device.0.wrapping_add(1);
         let (mut parts, mut at) = ([Vec::new(), Vec::new()], id);
+        let direct = self.transfer == Transfer::Direct;
+        let mut table = if direct { RINGS } else { 0 } + control.descriptors;
         loop {
-            let word = u128::from_le_bytes(self.region.read(control.descriptors + 16 * u64::from(at)).unwrap());
+            let word = u128::from_le_bytes(self.device_read(table + 16 * u64::from(at)).unwrap());
             let (address, length, flags) = (word as u64, (word >> 64) as u32, (word >> 96) as u16);
-            assert!(address + u64::from(length) <= self.region.size(), "outside the region");
+            if direct && flags == 4 && table >= RINGS {
+                assert!(at == id, "one level");
+                (table, at) = (address, 0);
+                continue;
+            }
+            assert!(self.device_read::<1>(address + u64::from(length) - 1).is_some(), "outside the device's memory");
             assert!(length > 0 && flags & 4 == 0);
             parts[usize::from(flags >> 1 & 1)].push((address, length));
             if flags & 1 == 0 {
@@ -218,13 +246,13 @@ impl Bench {
     /// value plus 100, and completes. False if there was nothing.
     pub fn work(&mut self) -> bool {
         let Some((id, readable, writable)) = self.take() else { return false };
-        let mark = self.region.read::<1>(readable[0].0).unwrap()[0];
+        let mark = self.device_read::<1>(readable[0].0).unwrap()[0];
         for (at, length) in &readable {
-            let bytes = (0..u64::from(*length)).map(|i| self.region.read::<1>(at + i).unwrap()[0]);
+            let bytes = (0..u64::from(*length)).map(|i| self.device_read::<1>(at + i).unwrap()[0]);
             assert!(bytes.into_iter().all(|byte| byte == mark), "a request's bytes arrive whole");
         }
         for (at, length) in &writable {
-            self.region.write(*at, &vec![mark + 100; *length as usize]).unwrap();
+            self.device_write(*at, &vec![mark + 100; *length as usize]).unwrap();
         }
         self.give(id.into(), writable.iter().map(|(_, length)| length).sum());
         true

@@ -6,15 +6,17 @@ use rand::{Rng, SeedableRng};
 
 use super::super::block::Block;
 use super::super::guest_ring::{F_INDIRECT_DESC, Places};
+use super::super::{memory::Shared, pool::Pool};
 use super::bench::{AVAIL, BOTH, Bench, DESCRIPTORS, INDIRECT, SIZE, USED};
 use super::*;
+use crate::mmu::GuestRam;
 
 fn bench(seed: u64, features: u64) -> Bench {
-    Bench::new(SmallRng::seed_from_u64(seed), features)
+    Bench::new(SmallRng::seed_from_u64(seed), features, Transfer::Copied)
 }
 
 /// Takes what the driver finds and checks it: every head once, its buffers filled by the device.
-fn check_completions(b: &mut Bench) -> usize {
+pub fn check_completions(b: &mut Bench) -> usize {
     let found = b.collect();
     for (head, length) in &found {
         assert!(b.waiting.remove(head), "head {head} was not waited for, or completed twice");

@@ -4,7 +4,9 @@ use iced_x86::code_asm::*;
 
 use super::*;
 use crate::cpu::eflags::*;
-use crate::cpu::{reg, vector};
+use crate::cpu::{cr4, reg, vector};
+use crate::engine::interp::cache::MAX_OPS;
+use crate::engine::{Engine, Exit};
 
 #[test]
 fn a_loop_runs_and_halts() {
@@ -60,6 +62,17 @@ fn division() {
     m.set(reg::EDX, 1 << 31);
     m.set(reg::EAX, 0);
     assert_eq!(m.fault(|a| a.idiv(ecx).unwrap()), vector::DE);
+}
+
+/// Flags that the manual leaves undefined, as Intel processors have them.
+#[test]
+fn bzhi_clears_parity() {
+    let mut m = Machine::flat();
+    m.v.state.eflags |= PF | AF;
+    m.set(reg::EBX, 0x77);
+    m.set(reg::ECX, 2);
+    m.one(|a| a.bzhi(eax, ebx, ecx).unwrap()).unwrap();
+    assert_eq!((m.r(reg::EAX), m.flags()), (3, FIXED));
 }
 
 #[test]
@@ -118,4 +131,22 @@ fn floating_point_reaches_its_unit() {
         a.fistp(dword_ptr(DATA)).unwrap();
     });
     assert_eq!(m.peek(DATA), 4);
+}
+
+/// The decode cache runs full, and is emptied, while a SIMD instruction is decoded; the second time it is another one.
+#[test]
+fn a_full_decode_cache_mixes_nothing_up() {
+    let mut m = Machine::flat();
+    m.v.state.cr4 |= cr4::OSFXSR;
+    let count = MAX_OPS as u32;
+    m.poke(CODE, &vec![0x90; MAX_OPS]);
+    // PXOR or PCMPEQD of XMM0 with itself; HLT. That HLT is in the cache the second time.
+    for (skip, opcode, expected) in [(0, 0xef, 0), (1, 0x76, 0xff)] {
+        m.poke(CODE + count, &[0x66, 0x0f, opcode, 0xc0, 0xf4]);
+        m.v.state.eip = CODE + skip;
+        m.v.state.halted = false;
+        assert_eq!(m.engine.run(&mut m.v), Exit::Halted);
+        assert_eq!(m.v.state.xsave.0[160..176], [expected; 16], "opcode {opcode:#x}");
+    }
+    assert!(m.engine.stats().contains(&("decode cache emptied".to_string(), 2)));
 }

@@ -100,3 +100,31 @@ fn a_fault_inside_rep_leaves_exact_counters() {
     assert_eq!(done, Err(Exception::page_fault(DATA + 0x1000, 2).into()));
     assert_eq!((m.r(reg::EDI), m.r(reg::ECX), m.v.state.eip), (DATA + 0x1000, 0x100, CODE));
 }
+
+/// Neither a fault nor an interrupt shows what the iterations so far left in the flags, however many they were.
+#[test]
+fn a_fault_inside_a_repeated_comparison_shows_the_flags_from_before() {
+    use crate::cpu::eflags::{CF, FIXED, RF, SF};
+    for count in [1u32, 5, 5000] {
+        let mut m = machine();
+        let bytes = 4 * count;
+        let end = (DATA + bytes).next_multiple_of(0x1000);
+        map(&mut m, end, 0);
+        m.set(reg::EDI, end - bytes);
+        m.set(reg::ESI, DATA);
+        m.set(reg::ECX, 0x10_0000);
+        m.v.state.eflags = FIXED | CF | SF;
+        // All equal: each iteration sets ZF and PF, and clears the others.
+        m.program(|a| a.repe().cmpsd().unwrap());
+        m.v.state.eip = CODE;
+        let done = loop {
+            let done = m.engine.attempt(&mut m.v);
+            assert_eq!(m.flags() & !RF, FIXED | CF | SF, "{count} iterations");
+            if done.is_err() {
+                break done;
+            }
+        };
+        assert_eq!(done, Err(Exception::page_fault(end, 0).into()));
+        assert_eq!((m.r(reg::EDI), m.r(reg::ECX)), (end, 0x10_0000 - count));
+    }
+}

@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use super::{CODE, DATA, agree_at};
+use super::{CODE, DATA, agree, agree_at};
 use crate::cpu::reg;
 
 /// What stores cost until a page is known to be mixed.
@@ -94,4 +94,29 @@ fn only_changed_blocks_are_translated_again() {
     assert_eq!(state.gpr[reg::EBX], 4 + (1..=3000).map(value).sum::<u32>());
     let stats = translator.stats;
     assert!(stats.code_stores < LEARNING && (1..20).contains(&stats.stale), "{stats:?}");
+}
+
+/// A repeated store that changes its own instruction goes on as what stands there now, with the next iteration.
+#[test]
+fn a_repeated_store_over_itself_ends_there() {
+    // Where it lies, its first store as seen from there, and the direction; what is left to do, and where EDI is.
+    for (at, first, back, left, moved) in [
+        // REP STOSB becomes NOP, STOSB.
+        (45, -20i32, false, 5000 - 21, 2),
+        (0xffd, -0x400, false, 5000 - 0x401, 2),
+        // It becomes PAUSE.
+        (45, 1, true, 4999, 0),
+        (0xfff, 1, false, 4999, 2),
+    ] {
+        let rep = CODE + at;
+        let state = agree(|a| {
+            a.mov(edi, rep.wrapping_add_signed(first)).unwrap();
+            a.mov(ecx, 5000).unwrap();
+            a.mov(al, 0x90).unwrap();
+            if back { a.std() } else { a.cld() }.unwrap();
+            (13..at).for_each(|_| a.nop().unwrap());
+            a.rep().stosb().unwrap();
+        });
+        assert_eq!((state.gpr[reg::ECX], state.gpr[reg::EDI]), (left, rep + moved), "at {at:#x}");
+    }
 }

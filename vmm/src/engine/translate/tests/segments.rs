@@ -1,10 +1,12 @@
-//! Ring 0 with GS as its users left it: null, flat, or with a base.
+//! Segment loads, and ring 0 with GS as its users left it: null, flat, or with a base.
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use iced_x86::{IcedError, Mnemonic};
 
-use super::{CACHE_SIZE, DATA, agree_within};
+use super::{CACHE_SIZE, CODE, DATA, agree, agree_within, machine};
 use crate::cpu::reg;
+use crate::engine::translate::Translator;
+use crate::engine::{Engine, Exit};
 
 const GDT: u32 = DATA + 0x1000;
 const SELECTORS: u32 = DATA + 0x2000;
@@ -71,4 +73,44 @@ fn memory_by_way_of_a_changing_gs() {
     assert_eq!(state.gpr[reg::EAX], 128 * STEPS);
     assert!(translator.supervisor_gs);
     assert!(translator.stats.interpreted < 100, "{:?}", translator.stats);
+}
+
+/// Loads that are remembered, of a descriptor that changes half-way; few of them leave emitted code.
+#[test]
+fn segment_loads_stay_in_the_cache() {
+    let program = |a: &mut CodeAssembler| {
+        let mut head = a.create_label();
+        a.mov(dword_ptr(DATA), (DATA & 0xffff) << 16 | 0x7f).unwrap();
+        a.mov(dword_ptr(DATA + 4), DATA >> 16).unwrap();
+        a.mov(dword_ptr(DATA + 0x18), 0xffffu32).unwrap();
+        a.mov(dword_ptr(DATA + 0x1c), 0xcf9320u32).unwrap();
+        a.lgdt(fword_ptr(DATA)).unwrap();
+        a.mov(ecx, 1000).unwrap();
+        a.mov(ebx, 0x18).unwrap();
+        a.set_label(&mut head).unwrap();
+        a.mov(fs, ebx).unwrap();
+        a.add(eax, dword_ptr(ecx * 4).fs()).unwrap();
+        a.push(fs).unwrap();
+        a.pop(gs).unwrap();
+        a.xor(ebx, 0x18).unwrap();
+        a.mov(fs, ebx).unwrap();
+        a.xor(ebx, 0x18).unwrap();
+        a.push(0).unwrap();
+        a.pop(es).unwrap();
+        a.cmp(ecx, 500).unwrap();
+        a.sete(dl).unwrap();
+        a.shl(dl, 4).unwrap();
+        a.add(byte_ptr(DATA + 0x1c), dl).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(head).unwrap();
+    };
+    agree(program);
+    let mut a = CodeAssembler::new(32).unwrap();
+    program(&mut a);
+    a.hlt().unwrap();
+    let mut v = machine(&a.assemble(CODE as u64).unwrap());
+    let mut translator = Translator::new(&v.mmu.ram).unwrap();
+    assert_eq!(translator.run(&mut v), Exit::Halted);
+    let left = |kind: Mnemonic| translator.assists[kind as usize];
+    assert!(left(Mnemonic::Mov) + left(Mnemonic::Pop) < 20, "{} {}", left(Mnemonic::Mov), left(Mnemonic::Pop));
 }

@@ -47,6 +47,13 @@ impl Translator<'_> {
     }
 }
 
+/// True for a string instruction that stores and is repeated.
+pub(super) fn repeats_stores(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let stores = matches!(insn.mnemonic(), Movsb | Movsw | Movsd | Stosb | Stosw | Stosd);
+    stores && (insn.has_rep_prefix() || insn.has_repne_prefix())
+}
+
 /// Whether a string instruction reads through ESI and whether it uses EDI.
 pub(super) fn string_operands(insn: &Instruction) -> (bool, bool) {
     let uses = |kind| (0..insn.op_count()).any(|i| insn.op_kind(i) == kind);

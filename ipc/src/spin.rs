@@ -1,22 +1,23 @@
-//! A short wait for the next request before sleeping, where that helps.
+//! A short wait for the other side of a ring before sleeping, where that helps: for a device's worker that has nothing
+//! to do, and for a halted processor whose requests are out.
 //!
-//! Waking a thread on another processor costs some 20 µs, several times the work of a small request. So a worker that has
-//! just been busy may look at the ring for a while before it asks for a notification. But where the worker and the guest
-//! share a processor a wake-up is cheap, and looking only keeps the guest from running: measured here, requests of 4 KiB
-//! took 4.5 µs without waiting, and exactly as long as the wait with it.
+//! Waking a thread on another processor costs some 20 µs, several times the work of a small request. So who has just been
+//! busy may look at the ring for a while before asking for a notification. But where both share a processor a wake-up is
+//! cheap, and looking only keeps the other from running: measured here, requests of 4 KiB took 4.5 µs without waiting, and
+//! exactly as long as the wait with it.
 //!
 //! Which of the two it is shows by trying. A notification soon after falling asleep means that waiting might have been
-//! better; then it is tried. A request that comes while waiting makes the next wait certain; a wait in vain ends waiting,
-//! and doubles the number of early notifications that must come before it is tried again.
+//! better; then it is tried. What comes while waiting makes the next wait certain; a wait in vain ends waiting, and doubles
+//! the number of early notifications that must come before it is tried again.
 
 use std::time::{Duration, Instant};
 
 /// Looks at the ring between two looks at the clock.
 const LOOKS: u32 = 16;
-/// Early notifications before another trial, at most: a trial in vain then costs each request a few nanoseconds.
+/// Early notifications before another trial, at most: a trial in vain then costs each request some nanoseconds.
 const RELUCTANT: u32 = 1024;
 
-/// The waiting of one worker.
+/// The waiting of one thread.
 #[derive(Debug)]
 pub struct Spin {
     limit: Duration,
