@@ -4,6 +4,7 @@
 
 use iced_x86::Mnemonic;
 
+use super::emit::Transfer;
 use super::gate::Gate;
 use super::mode::Mode;
 use super::origins::Origins;
@@ -65,6 +66,13 @@ pub enum Leave {
         branch: u64,
         /// Executable address of the stub that the branch goes to while it is not linked.
         stub: u64,
+    },
+    /// Not left: an indirect branch at this address, which goes by the table or by the chart.
+    Indirect {
+        /// Executable address of the code that stands for it.
+        at: u64,
+        /// How it leaves.
+        transfer: Transfer,
     },
     /// To look at what is pending, before the instruction at this EIP.
     Pending(u32),

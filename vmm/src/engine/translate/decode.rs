@@ -1,8 +1,10 @@
 //! Stage 1: guest bytes to instructions, along one trace.
 //!
 //! A trace starts at one EIP, follows fall-through and direct jumps, and ends where it meets code that is translated
-//! already. It stays in one page: what happens between pages is for links to check. Only its first instruction may run over into the next page; it is then alone. It is decoded
-//! from a copy of the page, so a guest that rewrites it meanwhile changes nothing half-way.
+//! already; but where that code soon branches, the few instructions up to there are translated once more. It saves a jump
+//! in the middle of loops. A trace stays in one page: what happens between pages is for links to check. Only its first
+//! instruction may run over into the next page; it is then alone. It is decoded from a copy of the page, so a guest that
+//! rewrites it meanwhile changes nothing half-way.
 
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
@@ -18,6 +20,9 @@ const MAX_INSTRUCTIONS: usize = 64;
 const MAX_CHECKED: usize = 12;
 /// Jumps followed in a trace at most.
 const MAX_JUMPS: usize = 8;
+
+/// Guest instructions at most that are translated once more, up to a branch.
+const MAX_AGAIN: usize = 8;
 
 /// The guest instructions of one block, in execution order.
 #[derive(Default)]
@@ -63,6 +68,18 @@ impl Trace {
         both.unwrap_or((offset(self.eip), offset(self.eip) + 15))
     }
 
+    /// Where the trace is now: how many instructions and bytes it has, and where it goes on.
+    fn mark(&self) -> (usize, usize, u32) {
+        (self.instructions.len(), self.bytes.len(), self.next)
+    }
+
+    /// Goes back to where it was at `mark`.
+    fn cut(&mut self, mark: (usize, usize, u32)) {
+        self.instructions.truncate(mark.0);
+        self.bytes.truncate(mark.1);
+        self.next = mark.2;
+    }
+
     /// Leaves the instruction that the trace begins with to the interpreter.
     pub fn leave_out(&mut self) {
         self.begin(self.eip);
@@ -75,11 +92,13 @@ impl Trace {
 }
 
 /// Decodes the trace at `eip` from `page`, the bytes of its page, into `trace`; code is 32-bit with base 0. The trace ends
-/// where `known`, given an EIP, says that there is a translation to go on in.
+/// where `known`, given an EIP, says that there is a translation to go on in, or at the next branch if that is near.
 pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32) -> bool, trace: &mut Trace) {
     trace.begin(eip);
     let mut decoder = Decoder::new(32, page, DecoderOptions::NONE);
     let mut jumps = 0;
+    // Where it met what is known, until it has met a branch there.
+    let mut met: Option<(usize, usize, u32)> = None;
     while trace.instructions.len() < MAX_INSTRUCTIONS {
         let insn = match one(&vcpu.model, &mut decoder, trace.next) {
             Ok(insn) => insn,
@@ -88,7 +107,10 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32
         };
         trace.push_from(page, insn);
         match insn.flow_control() {
-            FlowControl::Next | FlowControl::ConditionalBranch => {}
+            FlowControl::Next => {}
+            FlowControl::ConditionalBranch if met.take().is_some() => break,
+            FlowControl::ConditionalBranch => {}
+            _ if met.is_some() && !insn.is_jmp_short_or_near() && insn.flow_control() != FlowControl::Return => break,
             // What follows a call is where it most likely returns to.
             FlowControl::Call | FlowControl::IndirectCall if insn.is_call_near() || insn.is_call_near_indirect() => {}
             FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
@@ -96,16 +118,28 @@ pub fn decode(vcpu: &Vcpu, eip: u32, page: &[u8; FRAME_SIZE], known: impl Fn(u32
                 let seen = trace.instructions.iter().any(|i| i.ip32() == target);
                 jumps += 1;
                 if seen || (target ^ eip) & !0xfff != 0 || jumps > MAX_JUMPS {
+                    met = None;
                     break;
                 }
                 trace.next = target;
             }
-            _ => break,
+            _ => {
+                met = None;
+                break;
+            }
         }
         // What follows STI is translated with it.
-        if (trace.next ^ eip) & !0xfff != 0 || (insn.mnemonic() != Mnemonic::Sti && known(trace.next)) {
+        if (trace.next ^ eip) & !0xfff != 0
+            || met.is_some_and(|(count, ..)| trace.instructions.len() >= count + MAX_AGAIN)
+        {
             break;
         }
+        if met.is_none() && insn.mnemonic() != Mnemonic::Sti && known(trace.next) {
+            met = Some(trace.mark());
+        }
+    }
+    if let Some(mark) = met {
+        trace.cut(mark);
     }
 }
 
@@ -165,5 +199,35 @@ fn one(model: &CpuModel, decoder: &mut Decoder<'_>, at: u32) -> Result<Instructi
         DecoderError::None if insn.len() <= 15 && offered(model, &insn) => Ok(insn),
         DecoderError::None => Err(DecoderError::InvalidInstruction),
         error => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::translate::tests::{CODE, machine};
+
+    /// The trace at CODE of `program`, where `known` is translated already: its instructions, and where it goes on.
+    fn trace(program: &[u8], known: u32) -> (usize, u32) {
+        let v = machine(program);
+        let (mut page, mut trace) = ([0; FRAME_SIZE], Trace::default());
+        assert!(v.mmu.ram.read(CODE as u64, &mut page));
+        decode(&v, CODE, &page, |eip| eip == CODE + known, &mut trace);
+        assert_eq!(trace.bytes.len(), trace.instructions.iter().map(Instruction::len).sum::<usize>());
+        (trace.instructions.len(), trace.next - CODE)
+    }
+
+    #[test]
+    fn a_branch_soon_after_what_is_known_is_taken_in() {
+        // inc eax; (known) cmp byte [eax], 0; jne; nop
+        assert_eq!(trace(&[0x40, 0x80, 0x38, 0, 0x75, 0xfa, 0x90], 1), (3, 6));
+        // jmp over ud2; (known) dec ecx; jne; nop
+        assert_eq!(trace(&[0xeb, 2, 0x0f, 0x0b, 0x49, 0x75, 0xfd, 0x90], 4), (3, 7));
+        // inc eax; (known) pop ebx; ret
+        assert_eq!(trace(&[0x40, 0x5b, 0xc3], 1).0, 3);
+        // inc eax; (known) a call, or no branch for long, or none at all
+        assert_eq!(trace(&[0x40, 0xe8, 0, 0, 0, 0, 0x75, 0], 1), (1, 1));
+        assert_eq!(trace(&[[0x40; 12].as_slice(), &[0x75, 0]].concat(), 1), (1, 1));
+        assert_eq!(trace(&[0x40, 0x40, 0x0f, 0x0b], 1), (1, 1));
     }
 }

@@ -165,6 +165,7 @@ impl Translator {
                 SITE_INDIRECT => {
                     self.stats.exits_indirect += 1;
                     self.missed = true;
+                    self.note_uncharted();
                     self.save(vcpu);
                     self.context.branch
                 }
@@ -194,6 +195,7 @@ impl Translator {
                 self.unlinked = Some(index);
                 Ok(())
             }
+            Leave::Indirect { .. } => panic!("left through site {index}, which is no way out"),
             Leave::Pending(eip) => {
                 self.stats.exits_pending += 1;
                 vcpu.state.eip = eip;

@@ -1,15 +1,16 @@
 //! Bytes of host code for one block. Guest instructions go through iced's encoder; the few shapes of our own are
 //! written here. None of our own changes a flag, so guest flags stay in host flags throughout.
 
+mod address;
+
 use std::mem::offset_of;
 
 use iced_x86::{Encoder, Instruction};
 
-use super::context::{Context, host, index};
+pub use address::{Address, PREFIXES};
 
-/// Prefixes and opcode bytes of an instruction at most, but for those that say how its address is made.
-pub const PREFIXES: usize = 3;
-const OPCODE: usize = 3;
+use super::chart::CHART;
+use super::context::{Context, host, index};
 
 /// A position to patch with a branch displacement later.
 #[derive(Clone, Copy, Debug)]
@@ -24,59 +25,25 @@ pub enum Transfer {
     Jump = 4,
 }
 
-/// A memory operand's address, by the hardware numbers of its registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// GS and 67h prefixes.
-    pub window: bool,
-    /// 67h alone: LEA of 32-bit registers.
-    pub narrow: bool,
-    /// Base register.
-    pub base: Option<u8>,
-    /// Index register; never RSP.
-    pub index: Option<u8>,
-    /// log2 of what the index is multiplied with.
-    pub scale: u8,
-    /// Displacement.
-    pub displacement: u32,
+/// Bytes of an indirect branch to the guest EIP in r8d.
+const INDIRECT: usize = 13;
+
+/// An indirect branch through the table of the address space.
+pub fn by_table(transfer: Transfer) -> [u8; INDIRECT] {
+    const BRANCHES: u8 = offset_of!(Context, branches) as u8;
+    // pext r9d, r8d, r13d: VEX.LZ.F3.0F38.W0 F5 /r, with vvvv = r8 and rm = r13.
+    let [a, b, c, d, e] = [0xc4, 0x42, (!8u8 & 0xf) << 3 | 0x02, 0xf5, 0xc8 | (host::TRIPWIRE & 7)];
+    // mov r10, [r15 + branches]; jmp or call [r10 + r9*8]
+    let leave = 0x04 | (transfer as u8) << 3;
+    [a, b, c, d, e, 0x4d, 0x8b, 0x57, BRANCHES, 0x43, 0xff, leave, 0xca]
 }
 
-impl Address {
-    /// The same address for an instruction that does not access it.
-    pub fn without_window(self) -> Self {
-        Self { window: false, narrow: true, ..self }
-    }
-
-    /// True if it needs a REX prefix.
-    pub fn is_extended(&self) -> bool {
-        self.rex() != 0
-    }
-
-    fn rex(&self) -> u8 {
-        self.index.unwrap_or(0) >> 3 << 1 | self.base.unwrap_or(0) >> 3
-    }
-}
-
-/// Bytes of one instruction while it is put together.
-struct Short<const N: usize> {
-    bytes: [u8; N],
-    length: usize,
-}
-
-impl<const N: usize> Default for Short<N> {
-    fn default() -> Self {
-        Self { bytes: [0; N], length: 0 }
-    }
-}
-
-impl<const N: usize> Short<N> {
-    #[inline]
-    fn extend(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.bytes[self.length] = byte;
-            self.length += 1;
-        }
-    }
+/// The same through the [chart](super::chart). What it leaves on the return stack is the same too.
+pub fn by_chart(transfer: Transfer) -> [u8; INDIRECT] {
+    let [a, b, c, d] = (CHART as u32).to_le_bytes();
+    // A nop of five bytes; jmp or call [r15 + r8*8 + CHART]
+    let leave = 0x84 | (transfer as u8) << 3;
+    [0x0f, 0x1f, 0x44, 0, 0, 0x43, 0xff, leave, 0xc7, a, b, c, d]
 }
 
 /// The code of one block while it is written.
@@ -136,46 +103,6 @@ impl Emitter {
         } else {
             self.bytes(&displacement.to_le_bytes());
         }
-    }
-
-    /// An instruction with `prefixes`, `opcode`, and the operands `reg` and `memory`; its immediate is still to come.
-    pub fn with_memory(&mut self, prefixes: &[u8], opcode: &[u8], reg: u8, memory: &Address) {
-        // Two prefixes of the address, REX, ModRM, SIB and displacement.
-        let mut code = Short::<{ 3 + 2 + 4 + PREFIXES + OPCODE }>::default();
-        match (memory.window, memory.narrow) {
-            (true, _) => code.extend(&[0x65, 0x67]),
-            (false, true) => code.extend(&[0x67]),
-            (false, false) => {}
-        }
-        code.extend(prefixes);
-        let rex = reg >> 3 << 2 | memory.rex();
-        if rex != 0 {
-            code.extend(&[0x40 | rex]);
-        }
-        code.extend(opcode);
-        let reg = (reg & 7) << 3;
-        let sib = memory.scale << 6 | (memory.index.unwrap_or(4) & 7) << 3;
-        let displacement = memory.displacement as i32;
-        match memory.base.map(|base| base & 7) {
-            None => {
-                // An absolute address: without SIB it would be relative to RIP.
-                code.extend(&[reg | 4, sib | 5]);
-                code.extend(&displacement.to_le_bytes());
-            }
-            Some(base) => {
-                let (mode, length) = match i8::try_from(displacement) {
-                    Ok(0) if base != 5 => (0, 0),
-                    Ok(_) => (0x40, 1),
-                    Err(_) => (0x80, 4),
-                };
-                match memory.index.is_some() || base == 4 {
-                    true => code.extend(&[mode | reg | 4, sib | base]),
-                    false => code.extend(&[mode | reg | base]),
-                }
-                code.extend(&displacement.to_le_bytes()[..length]);
-            }
-        }
-        self.bytes(&code.bytes[..code.length]);
     }
 
     /// An instruction `opcode reg, [base + displacement]`, 64-bit if `wide`.
@@ -290,6 +217,18 @@ impl Emitter {
         self.bytes(&mask.to_le_bytes());
     }
 
+    /// `add reg, value`, or `sub`; reg is of r8 to r11. Changes flags.
+    pub fn add_immediate(&mut self, reg: u8, add: bool, value: u32) {
+        let modrm = if add { 0xc0 } else { 0xe8 } | (reg & 7);
+        match i8::try_from(value as i32) {
+            Ok(short) => self.bytes(&[0x41, 0x83, modrm, short as u8]),
+            Err(_) => {
+                self.bytes(&[0x41, 0x81, modrm]);
+                self.bytes(&value.to_le_bytes());
+            }
+        }
+    }
+
     /// `lea to32, [to + from]`, both of r8 to r11: addition without flags.
     pub fn lea32_sum(&mut self, to: u8, from: u8) {
         self.bytes(&[0x47, 0x8d, 0x04 | (to & 7) << 3, (to & 7) << 3 | (from & 7)]);
@@ -379,13 +318,12 @@ impl Emitter {
         self.pending()
     }
 
-    /// Goes to what the indirect-branch table holds for the guest EIP in r8d.
-    pub fn indirect(&mut self, transfer: Transfer) {
-        // pext r9d, r8d, r13d: VEX.LZ.F3.0F38.W0 F5 /r, with vvvv = r8 and rm = r13.
-        self.bytes(&[0xc4, 0x42, (!8u8 & 0xf) << 3 | 0x02, 0xf5, 0xc8 | (host::TRIPWIRE & 7)]);
-        self.load_context(true, 10, offset_of!(Context, branches));
-        // jmp or call [r10 + r9*8]
-        self.bytes(&[0x43, 0xff, 0x04 | (transfer as u8) << 3, 0xca]);
+    /// Goes to what the indirect-branch table holds for the guest EIP in r8d; the address of the code that does, which
+    /// [`by_chart`] can stand for.
+    pub fn indirect(&mut self, transfer: Transfer) -> u64 {
+        let at = self.origin + self.code.len() as u64;
+        self.bytes(&by_table(transfer));
+        at
     }
 
     /// `jmp rel32` to an absolute address.

@@ -16,7 +16,8 @@ use std::sync::OnceLock;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::block::Point;
-use super::context::{Context, SITE_FAULT, SITE_KICKED, SITE_TRIPPED};
+use super::context::{Context, SITE_FAULT, SITE_INDIRECT, SITE_KICKED, SITE_TRIPPED};
+use super::returns;
 use super::trampoline::Trampolines;
 use super::tripwire;
 use crate::cpu::Lines;
@@ -124,6 +125,14 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
         let registers = &mut (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let rip = registers[libc::REG_RIP as usize] as u64;
         let Some(running) = ATTACHED.with(Cell::get) else { return unrelated(signal, info, ucontext) };
+        if rip == 0 && left_the_chart(&running, registers) {
+            let context = &mut *running.context;
+            context.site = SITE_INDIRECT;
+            context.branch = registers[libc::REG_R8 as usize] as u32;
+            registers[libc::REG_EFL as usize] &= !TF;
+            registers[libc::REG_RIP as usize] = (*running.trampolines).exit as i64;
+            return;
+        }
         if !(running.cache.0..running.cache.1).contains(&rip) {
             return unrelated(signal, info, ucontext);
         }
@@ -149,6 +158,18 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
         registers[libc::REG_EFL as usize] &= !TF;
         registers[libc::REG_RIP as usize] = (*running.trampolines).exit as i64;
     }
+}
+
+/// True if execution came to address zero by an empty place of the chart: it is on the return stack, where only emitted
+/// code is.
+///
+/// # Safety
+/// `running` is valid.
+unsafe fn left_the_chart(running: &Attachment, registers: &[i64; 23]) -> bool {
+    // SAFETY: by the caller's promise.
+    let top = unsafe { (*running.context).return_stack };
+    let on_it = (top - returns::SIZE as u64..=top).contains(&(registers[libc::REG_RSP as usize] as u64));
+    on_it && registers[libc::REG_R15 as usize] as u64 == running.context as u64
 }
 
 extern "C" fn on_kick(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {

@@ -10,13 +10,17 @@
 //!
 //! What is linked to is only code on pages that the window has marked as executed, so that their changes are noticed.
 //!
+//! Indirect branches of that address space go by the [chart](super::chart) meanwhile: it has one, which is right for as long
+//! as the links are, and is emptied when they are undone.
+//!
 //! Linking takes a walk over all that may be linked, which pays after some milliseconds. So it waits until interrupts have
 //! found one address space in user code several times, and longer each time that the last wait turned out too short.
 
 use super::Translator;
-use super::block::Key;
+use super::block::{Key, Leave, Site};
 use super::dispatch::Active;
 use super::mode::Mode;
+use super::tables::Owner;
 use crate::cpu::{CpuState, Vcpu};
 use crate::mmu::FRAME_SHIFT;
 
@@ -32,6 +36,10 @@ pub struct Joints {
     space: Option<u32>,
     /// Exit sites that were linked.
     sites: Vec<u32>,
+    /// Whose code the chart is for.
+    charted: Option<Owner>,
+    /// Exit sites that go by it.
+    indirect: Vec<u32>,
     /// The address space last found in user code, and how often on end.
     seen: (u32, u32),
     /// How often it is to be.
@@ -40,6 +48,14 @@ pub struct Joints {
     joined_at: u32,
     /// Pages are to be joined before user code runs next.
     due: bool,
+}
+
+#[cfg(test)]
+impl Joints {
+    /// True if indirect branches go by the chart.
+    pub fn goes_by_chart(&self) -> bool {
+        self.charted.is_some() && !self.indirect.is_empty()
+    }
 }
 
 impl Translator {
@@ -79,6 +95,52 @@ impl Translator {
                 self.stats.joined += 1;
             }
         }
+        self.chart_pages((code_window, mode));
+    }
+
+    /// Has indirect branches of the joined address space go by the chart.
+    fn chart_pages(&mut self, owner: Owner) {
+        if !self.context.is_usable() || self.joints.charted.is_some_and(|charted| charted != owner) {
+            return;
+        }
+        if self.joints.charted.replace(owner).is_none() {
+            self.tables.entered(owner).into_iter().for_each(|(eip, main)| self.context.put(eip, main));
+        }
+        for site in self.registry.uncharted(owner.1) {
+            self.stats.charted += 1;
+            self.registry.chart(&mut self.cache, site, true);
+            self.joints.indirect.push(site);
+        }
+    }
+
+    /// Block `id` is new: its indirect branches go by the chart if those like it do.
+    pub(super) fn chart_block(&mut self, id: u32) {
+        let block = self.registry.block(id);
+        let (mode, (first, count)) = (block.key.mode, block.sites);
+        if self.joints.charted.is_none_or(|(_, charted)| charted != mode) {
+            return;
+        }
+        for site in first..first + count {
+            if matches!(self.registry.site(site), Some(Site { leave: Leave::Indirect { .. }, .. })) {
+                self.registry.chart(&mut self.cache, site, true);
+                self.joints.indirect.push(site);
+            }
+        }
+    }
+
+    /// The table of `owner` leads to a block for `eip` now: so does the chart if it is for the same code.
+    pub(super) fn put_on_chart(&mut self, owner: Owner, eip: u32, main: u64) {
+        if self.joints.charted == Some(owner) {
+            self.context.put(eip, main);
+        }
+    }
+
+    /// An indirect branch led nowhere.
+    pub(super) fn note_uncharted(&mut self) {
+        if self.joints.charted.is_some() {
+            let eip = self.context.branch;
+            self.context.touch(eip);
+        }
     }
 
     /// Emitted code is about to run: what is joined must be of its address space.
@@ -100,6 +162,11 @@ impl Translator {
     pub(super) fn part_pages(&mut self) {
         let sites = std::mem::take(&mut self.joints.sites);
         sites.into_iter().for_each(|site| self.registry.unlink(&mut self.cache, site));
+        let indirect = std::mem::take(&mut self.joints.indirect);
+        indirect.into_iter().for_each(|site| self.registry.chart(&mut self.cache, site, false));
+        if self.joints.charted.take().is_some() {
+            self.context.clear();
+        }
         (self.joints.space, self.joints.seen.1, self.joints.due) = (None, 0, false);
     }
 }

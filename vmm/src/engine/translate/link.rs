@@ -8,6 +8,8 @@
 //! What is remembered of a block lives and dies with the segment of the code cache that its code is in: when the cache
 //! comes round to a segment again, what was there is forgotten, oldest first.
 
+mod branches;
+
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
@@ -16,7 +18,7 @@ use super::block::{Block, Key, Leave, Site};
 use super::cache::{CodeCache, SEGMENTS};
 use super::frames::{Frame, Frames, View};
 use super::mode::Mode;
-use super::segment::{Exit, Kind, Link, NONE, Record, Segment, Why, join, split};
+use super::segment::{Exit, Kind, NONE, Record, Segment, Why, join, split};
 use super::translate::Translation;
 use crate::engine::interp::Prepared;
 use crate::mmu::{FRAME_SHIFT, GuestRam};
@@ -215,6 +217,7 @@ impl Registry {
             Kind::Direct { eip, branch, stub, .. } => {
                 Leave::Direct { eip, branch: self.base + branch as u64, stub: self.base + stub as u64 }
             }
+            Kind::Indirect { at, transfer, .. } => Leave::Indirect { at: self.base + at as u64, transfer },
             Kind::Pending { eip } => Leave::Pending(eip),
             Kind::Interpret { eip, mnemonic, why, .. } => match why {
                 Why::Always => Leave::Interpret(eip, mnemonic),
@@ -285,64 +288,6 @@ impl Registry {
         block.live && (offset == block.main || (inside && origins.any(|o| o.offset == offset && o.is_entry())))
     }
 
-    /// Makes the direct branch of site `index` go straight to `entry`.
-    pub fn link(&mut self, cache: &mut CodeCache, index: u32, entry: Entry) {
-        self.unlink(cache, index);
-        let to = entry.block;
-        let target = self.record(to);
-        let (address, first) = (self.base + (target.start + entry.offset) as u64, target.incoming);
-        let base = self.base;
-        let Some(Exit { kind: Kind::Direct { branch, link, .. }, .. }) = self.exit_mut(index) else { return };
-        *link = Link { to, previous: NONE, next: first };
-        cache.patch_branch(base + *branch as u64, address);
-        if let Some(next) = self.link_of(first) {
-            next.previous = index;
-        }
-        self.record_mut(to).incoming = index;
-    }
-
-    /// The link of a direct exit site.
-    fn link_of(&mut self, site: u32) -> Option<&mut Link> {
-        match self.exit_mut(site) {
-            Some(Exit { kind: Kind::Direct { link, .. }, .. }) => Some(link),
-            _ => None,
-        }
-    }
-
-    /// The branches of user code of `mode` that lead to another page and are not linked: exit sites, and where they go.
-    pub fn open_between_pages(&self, mode: Mode) -> Vec<(u32, u32)> {
-        let mut open = Vec::new();
-        for (number, segment) in self.segments.iter().enumerate() {
-            for &place in &segment.far {
-                let exit = &segment.exits[place as usize];
-                let Kind::Direct { eip, link: Link { to: NONE, .. }, .. } = exit.kind else { continue };
-                let from = &segment.records[exit.block as usize];
-                if from.live && from.mode == mode && from.second == NONE {
-                    open.push((join(number, place as usize), eip));
-                }
-            }
-        }
-        open
-    }
-
-    /// Makes the branch of site `index` go to its stub.
-    pub fn unlink(&mut self, cache: &mut CodeCache, index: u32) {
-        let base = self.base;
-        let Some(Exit { kind: Kind::Direct { branch, stub, link, .. }, .. }) = self.exit_mut(index) else { return };
-        let Link { to, previous, next } = std::mem::replace(link, Link::NO);
-        if to == NONE {
-            return;
-        }
-        cache.patch_branch(base + *branch as u64, base + *stub as u64);
-        if let Some(after) = self.link_of(next) {
-            after.previous = previous;
-        }
-        match self.link_of(previous) {
-            Some(before) => before.next = next,
-            None => self.record_mut(to).incoming = next,
-        }
-    }
-
     /// Forgets block `id`: nothing leads there any more. Its code stays until its segment is used again.
     pub fn invalidate(&mut self, cache: &mut CodeCache, id: u32) {
         let (segment, index) = split(id);
@@ -406,20 +351,6 @@ impl Registry {
     /// Takes EIP and start of the blocks forgotten since the last call: branch tables must not lead to them.
     pub fn take_dead(&mut self) -> Vec<(u32, u64)> {
         std::mem::take(&mut self.dead)
-    }
-
-    /// Undoes every link that leads from one page to another.
-    pub fn unlink_pages(&mut self, cache: &mut CodeCache) {
-        for segment in 0..SEGMENTS {
-            for place in 0..self.segments[segment].exits.len() {
-                let exit = &self.segments[segment].exits[place];
-                let Kind::Direct { link, .. } = exit.kind else { continue };
-                let from = self.segments[segment].records[exit.block as usize].eip;
-                if link.to != NONE && (from ^ self.record(link.to).eip) & !0xfff != 0 {
-                    self.unlink(cache, join(segment, place));
-                }
-            }
-        }
     }
 
     /// Physical addresses of the frames to which stores are to be reported.

@@ -6,6 +6,7 @@
 
 mod block;
 mod cache;
+mod chart;
 mod check;
 mod churn;
 mod classify;
@@ -23,6 +24,7 @@ mod mode;
 mod origins;
 mod returns;
 mod segment;
+mod stats;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -40,12 +42,13 @@ use iced_x86::Mnemonic;
 
 use self::block::Point;
 use self::cache::CodeCache;
-use self::context::Context;
+use self::chart::Chart;
 use self::decode::Trace;
 use self::emit::Emitter;
 use self::joints::Joints;
 use self::link::Registry;
 use self::returns::ReturnStack;
+use self::stats::Stats;
 use self::tables::Tables;
 use self::trampoline::Trampolines;
 use self::translate::Translation;
@@ -83,6 +86,9 @@ pub enum TranslatorError {
     /// The tripwire could not be made.
     #[error("mapping the tripwire")]
     Tripwire(#[source] nix::Error),
+    /// The chart could not be made.
+    #[error("mapping the chart of indirect branches")]
+    Chart(#[source] nix::Error),
     /// The windows could not be made.
     #[error("making shadow windows")]
     Shadow(#[from] ShadowError),
@@ -91,38 +97,9 @@ pub enum TranslatorError {
     Assemble(#[from] iced_x86::IcedError),
 }
 
-/// Counters for `--stats`.
-#[derive(Clone, Copy, Debug, Default)]
-struct Stats {
-    blocks: u64,
-    guest_instructions: u64,
-    host_bytes: u64,
-    checked: u64,
-    invalidations: u64,
-    code_stores: u64,
-    evictions: u64,
-    exits_direct: u64,
-    exits_indirect: u64,
-    exits_interpret: u64,
-    exits_fault: u64,
-    exits_pending: u64,
-    exits_kick: u64,
-    exits_tripped: u64,
-    stale: u64,
-    interpreted: u64,
-    learnt_dynamic: u64,
-    learnt_interpreted: u64,
-    learnt_varied: u64,
-    learnt_wrapping: u64,
-    learnt_faulting: u64,
-    spared: u64,
-    joined: u64,
-    activations: u64,
-}
-
 /// The translating engine of one processor.
 pub struct Translator {
-    context: Box<Context>,
+    context: Chart,
     cache: CodeCache,
     trampolines: Box<Trampolines>,
     /// The block being translated, stage by stage; kept for their memory.
@@ -210,7 +187,7 @@ impl Translator {
         // vm.max_map_count defaults to 65,530; leave room for everything else in the process.
         let shadow = Shadow::new(ram.clone(), 48_000)?;
         Ok(Self {
-            context: Box::new(Context::new()),
+            context: Chart::new().map_err(TranslatorError::Chart)?,
             trace: Trace::default(),
             translation: Translation::default(),
             emitter: Emitter::new(cache.next()),
@@ -315,12 +292,14 @@ impl Translator {
         for (eip, start) in self.registry.take_dead() {
             self.generation += 1;
             self.tables.remove(eip, start);
+            self.context.remove(eip);
             self.unlinked = None;
         }
     }
 
     /// Makes room for translations by forgetting the oldest.
     fn evict(&mut self, vcpu: &mut Vcpu) {
+        self.part_pages();
         let segment = self.cache.advance();
         let anything = !self.registry.is_empty(segment);
         self.stats.evictions += anything as u64;
@@ -395,52 +374,7 @@ impl Engine for Translator {
     }
 
     fn stats(&self) -> Vec<(String, u64)> {
-        let (s, w) = (&self.stats, &self.shadow.stats);
-        let counters = [
-            ("blocks translated", s.blocks),
-            ("guest instructions translated", s.guest_instructions),
-            ("host bytes emitted", s.host_bytes),
-            ("blocks checked", s.checked),
-            ("blocks invalidated", s.invalidations),
-            ("stores to code pages", s.code_stores),
-            ("code cache segments evicted", s.evictions),
-            ("translation records, bytes", self.registry.bytes() as u64),
-            ("exits: direct branch", s.exits_direct),
-            ("exits: indirect branch", s.exits_indirect),
-            ("exits: interpret", s.exits_interpret),
-            ("exits: fault", s.exits_fault),
-            ("exits: pending", s.exits_pending),
-            ("exits: kick", s.exits_kick),
-            ("exits: tripwire", s.exits_tripped),
-            ("blocks that found their source changed", s.stale),
-            ("instructions interpreted", s.interpreted),
-            ("sites learnt: picks its window", s.learnt_dynamic),
-            ("sites learnt: reaches a device", s.learnt_interpreted),
-            ("sites learnt: come to for other EIPs", s.learnt_varied),
-            ("sites learnt: comes round the address space", s.learnt_wrapping),
-            ("sites learnt: keeps faulting", s.learnt_faulting),
-            ("instructions interpreted to spare a fault", s.spared),
-            ("branches joined to other pages", s.joined),
-            ("window switches", s.activations),
-            ("shadow faults", w.faults),
-            ("pages mapped as page-fault handlers returned", w.anticipated),
-            ("pages mapped", w.pages_mapped),
-            ("pages unmapped", w.pages_unmapped),
-            ("pages write-protected", w.pages_protected),
-            ("windows made", w.windows_made),
-            ("windows evicted", w.windows_evicted),
-            ("each address space has its own supervisor window", self.shadow.kernel_is_local() as u64),
-            ("windows synchronised", w.syncs),
-            ("page tables found changed", w.tables_changed),
-        ];
-        let named = counters.into_iter().map(|(name, value)| (name.to_string(), value));
-        let mut kinds: Vec<_> = Mnemonic::values()
-            .zip(&self.assists)
-            .filter(|(_, count)| **count != 0)
-            .map(|(kind, count)| (format!("assist: {kind:?}"), *count))
-            .collect();
-        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        named.chain(kinds).collect()
+        self.counters()
     }
 }
 

@@ -15,7 +15,8 @@ use std::ptr::NonNull;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 const PAGE: usize = 4096;
-const SIZE: usize = 16 * PAGE;
+/// Bytes of the stack.
+pub const SIZE: usize = 16 * PAGE;
 
 /// The return stack of one processor.
 pub struct ReturnStack {

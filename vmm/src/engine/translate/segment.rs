@@ -5,6 +5,7 @@
 use iced_x86::Mnemonic;
 
 use super::block::{Leave, Origin};
+use super::emit::Transfer;
 use super::gate::Gate;
 use super::mode::Mode;
 use super::origins;
@@ -58,6 +59,7 @@ pub struct Exit {
 /// How an exit site leaves; see [`Leave`]. Branch and stub are offsets in the code cache.
 pub enum Kind {
     Direct { eip: u32, branch: u32, stub: u32, link: Link },
+    Indirect { at: u32, transfer: Transfer, charted: bool },
     Pending { eip: u32 },
     Interpret { eip: u32, mnemonic: Mnemonic, why: Why, prepared: u32 },
 }
@@ -94,6 +96,8 @@ pub struct Segment {
     pub prepared: Vec<Prepared>,
     /// Places of the exit sites by which user code branches to another page.
     pub far: Vec<u32>,
+    /// Places of the exit sites that are indirect branches of user code.
+    pub indirect: Vec<u32>,
     origins: Vec<u8>,
 }
 
@@ -109,6 +113,9 @@ impl Segment {
         if record.mode.user() {
             let places = exits.iter().zip(record.sites..).filter(|(leave, _)| far(leave));
             self.far.extend(places.map(|(_, place)| place));
+            let places = exits.iter().zip(record.sites..);
+            let places = places.filter(|(leave, _)| matches!(leave, Leave::Indirect { .. }));
+            self.indirect.extend(places.map(|(_, place)| place));
         }
         self.exits.extend(exits.iter().map(|leave| Exit {
             block: index as u32,
@@ -116,6 +123,7 @@ impl Segment {
                 Leave::Direct { eip, branch, stub } => {
                     Kind::Direct { eip, branch: offset(branch), stub: offset(stub), link: Link::NO }
                 }
+                Leave::Indirect { at, transfer } => Kind::Indirect { at: offset(at), transfer, charted: false },
                 Leave::Pending(eip) => Kind::Pending { eip },
                 Leave::Interpret(eip, mnemonic) => Kind::Interpret { eip, mnemonic, why: Why::Always, prepared: NONE },
                 Leave::Faulting(eip, mnemonic) => Kind::Interpret { eip, mnemonic, why: Why::Faulting, prepared: NONE },
@@ -154,6 +162,7 @@ impl Segment {
         self.exits.clear();
         self.prepared.clear();
         self.far.clear();
+        self.indirect.clear();
         self.origins.clear();
     }
 
@@ -163,6 +172,7 @@ impl Segment {
             + size_of_val(&self.exits[..])
             + size_of_val(&self.prepared[..])
             + size_of_val(&self.far[..])
+            + size_of_val(&self.indirect[..])
             + self.origins.len()
     }
 }

@@ -55,7 +55,7 @@ struct BranchTable {
 }
 
 /// What a table is for: the window that its code is in, and the mode of that code.
-type Owner = (usize, Mode);
+pub type Owner = (usize, Mode);
 
 /// All tables.
 pub struct Tables {
@@ -112,6 +112,15 @@ impl Tables {
         table.fill(eip, start);
         let (index, negated) = table.place(eip);
         self.shared[index] = Place { negated, main };
+    }
+
+    /// EIP and main entry of the blocks that the table of `owner` leads to, as far as the shared table has them.
+    pub fn entered(&self, owner: Owner) -> Vec<(u32, u64)> {
+        let Some(table) = self.by_owner.get(&owner) else { return Vec::new() };
+        let number = table.entries[INDEX_ENTRIES];
+        let eip = |p: &Place| p.negated.wrapping_neg().wrapping_sub(number);
+        let ours = self.shared.iter().filter(|p| p.negated != 0 && eip(p) <= u32::MAX as u64);
+        ours.map(|p| (eip(p) as u32, p.main)).collect()
     }
 
     /// Takes out the block for `eip` that starts at `start`.

@@ -12,7 +12,7 @@
 //! * RSI and RDI of string instructions, made from a window and a linear address just before. They move element by
 //!   element, so the gap stops them, whatever the count; after one instruction they are cut to 32 bits again.
 //! * The tripwire: a difference of two EIPs, below 2^32, after its readable page.
-//! * Single fields of the context.
+//! * Single fields of the context, and by indirect branches what the chart behind it holds for a guest EIP.
 
 use std::mem::offset_of;
 
@@ -20,6 +20,7 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::state::{State, Value, number, scratch, writable};
 use crate::cpu::{Segment, eflags};
+use crate::engine::translate::chart::CHART;
 use crate::engine::translate::context::{Context, NEAR, host};
 use crate::mmu::GAP;
 
@@ -169,6 +170,13 @@ fn context_operand(insn: &Instruction, index: Register) -> bool {
         && insn.memory_base().is_gpr64()
         && insn.memory_index() == index
         && insn.segment_prefix() == Register::None
+}
+
+/// True for `[r15 + r8*8 + CHART]`.
+pub fn on_chart(insn: &Instruction) -> bool {
+    context_operand(insn, Register::R8)
+        && insn.memory_index_scale() == 8
+        && insn.memory_displacement64() == CHART as u64
 }
 
 /// True if the memory operand is in the context, rightly or not.

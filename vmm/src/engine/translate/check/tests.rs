@@ -4,7 +4,7 @@ mod corpus;
 mod mutate;
 
 use iced_x86::code_asm::*;
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Register};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -12,7 +12,7 @@ use super::{Subject, Violation, check, report};
 use crate::cpu::{attr, cr0, cr4, seg};
 use crate::engine::translate::block::Origin;
 use crate::engine::translate::decode::{self, Trace};
-use crate::engine::translate::emit::Emitter;
+use crate::engine::translate::emit::{Emitter, Transfer, by_chart, by_table};
 use crate::engine::translate::mode::Mode;
 use crate::engine::translate::tests::{CODE, machine};
 use crate::engine::translate::trampoline::{self, Trampolines};
@@ -295,4 +295,54 @@ fn links_are_asked_for() {
         let needs_fp = Subject { linked: &|to, fp| to == other && fp, sites: s.sites.clone(), ..*s };
         assert!(check(&needs_fp).is_err(), "a branch into a block whose x87 and SSE state is not loaded");
     });
+}
+
+/// An indirect branch may go by the chart: by the EIP in r8d, and exactly there.
+#[test]
+fn the_chart_is_gone_by_as_it_is() {
+    for (transfer, code) in [(Transfer::Call, &[0xff, 0xd7, 0xc3][..]), (Transfer::Jump, &[0xff, 0xe7])] {
+        let mut block = accepted(code, Setup::User);
+        let table = by_table(transfer);
+        let at = block.code.windows(table.len()).position(|w| w == table).unwrap();
+        block.code[at..at + table.len()].copy_from_slice(&by_chart(transfer));
+        if let Err(violation) = block.check() {
+            panic!("{}", block.report(violation));
+        }
+        let instructions = block.instructions();
+        let branch =
+            instructions.iter().position(|i| i.memory_base() == Register::R15 && i.memory_index() == Register::R8);
+        let (at, insn) = (branch.unwrap(), instructions[branch.unwrap()]);
+        for mutant in mutate::off_the_chart(&block, &instructions, at, &insn) {
+            rejected(&mutant, "beside the chart");
+        }
+        let unknown = mutate::insert(&block, &instructions, at, &[0x4d, 0x89, 0xf8]).unwrap();
+        rejected(&unknown, "something of the host's on the chart");
+    }
+}
+
+/// What only reads goes without a prefix; what is stored through keeps it.
+#[test]
+fn prefixes_are_where_they_pay() {
+    let prefixed = |build: &dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
+        let mut a = CodeAssembler::new(32).unwrap();
+        build(&mut a).unwrap();
+        a.ret().unwrap();
+        let block = accepted(&a.assemble(CODE as u64).unwrap(), Setup::User);
+        block.instructions().iter().filter(|i| i.segment_prefix() == Register::GS).count()
+    };
+    assert_eq!(prefixed(&|a| a.mov(eax, dword_ptr(ebx + 4))), 0);
+    assert_eq!(prefixed(&|a| a.mov(dword_ptr(ebx + 4), eax)), 1);
+    assert_eq!(prefixed(&|a| a.mov(dword_ptr(ebx * 4 + 0x80_0000), eax)), 0);
+    assert_eq!(prefixed(&|a| a.mov(eax, dword_ptr(ebp - 4))), 1);
+    assert_eq!(prefixed(&|a| a.mov(ah, byte_ptr(ebx))), 1);
+    assert_eq!(prefixed(&|a| a.mov(eax, dword_ptr(ebx + 0xc000_0000u32))), 1);
+    // Read and stored through, then another pointer.
+    let both = |a: &mut CodeAssembler| {
+        a.mov(eax, dword_ptr(ebx))?;
+        a.add(ebx, 4)?;
+        a.mov(dword_ptr(ebx), eax)?;
+        a.mov(ebx, eax)?;
+        a.mov(eax, dword_ptr(ebx))
+    };
+    assert_eq!(prefixed(&both), 2);
 }

@@ -24,8 +24,11 @@ impl Translator {
         };
         let block = self.registry.block(id);
         let main = block.start + block.main as u64;
-        self.tables.insert((active.code_window, active.mode), key.eip, block.start, main);
-        Entry { block: id, offset: block.main }
+        let owner = (active.code_window, active.mode);
+        self.tables.insert(owner, key.eip, block.start, main);
+        let entry = Entry { block: id, offset: block.main };
+        self.put_on_chart(owner, key.eip, main);
+        entry
     }
 
     /// True unless block `id` runs over into a page that is no longer where it was.
@@ -144,6 +147,7 @@ impl Translator {
                 self.stats.host_bytes += length as u64;
                 let id = self.registry.add(&vcpu.mmu.ram, key, (start, length), page, &self.translation);
                 self.link_inside(id);
+                self.chart_block(id);
                 self.check_block(id);
                 return id;
             }

@@ -136,7 +136,8 @@ impl Translator<'_> {
         if target != Register::R8D {
             self.e.mov32(8, number(target));
         }
-        self.e.indirect(transfer);
+        let at = self.e.indirect(transfer);
+        self.exits.push(Leave::Indirect { at, transfer });
     }
 
     /// Ends the block with a branch to a known EIP.

@@ -47,7 +47,7 @@ impl Translator<'_> {
         self.anchored = true;
     }
 
-    /// `lea esp, [esp + n]`, `mov r32, esp` and the like, without committing.
+    /// `lea esp, [esp + n]`, `add esp, n`, `mov r32, esp` and the like, without committing.
     pub(super) fn fold_esp(&mut self, insn: &Instruction) -> bool {
         match insn.code() {
             Code::Lea_r32_m
@@ -59,6 +59,17 @@ impl Translator<'_> {
                 self.delta = self.delta.wrapping_add(insn.memory_displacement32() as i32);
                 self.e.move_esp_anew(self.delta);
                 (self.delta, self.anchored) = (0, true);
+                true
+            }
+            Code::Add_rm32_imm8 | Code::Add_rm32_imm32 | Code::Sub_rm32_imm8 | Code::Sub_rm32_imm32
+                if insn.op0_kind() == OpKind::Register && insn.op0_register() == Register::ESP && self.anchored =>
+            {
+                // The flags are made apart, so that the next access does not wait for them.
+                let (add, by) = (insn.mnemonic() == Mnemonic::Add, insn.immediate(1) as u32);
+                self.e.lea32_or_mov(8, host::ESP, self.delta);
+                self.e.add_immediate(8, add, by);
+                let by = if add { by } else { by.wrapping_neg() };
+                self.delta = self.delta.wrapping_add(by as i32);
                 true
             }
             Code::Mov_r32_rm32 | Code::Mov_rm32_r32

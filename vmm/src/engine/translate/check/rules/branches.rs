@@ -3,6 +3,7 @@
 use iced_x86::{Code, OpKind, Register};
 
 use super::{After, COUNT, Rule, Step};
+use crate::engine::translate::check::memory;
 use crate::engine::translate::check::state::{State, TARGET, Value, number};
 use crate::engine::translate::context::INDEX_ENTRIES;
 use crate::engine::translate::gate::Gate;
@@ -112,9 +113,12 @@ impl Step<'_> {
         self.left()
     }
 
-    /// `[branches + index*8]` or `[branches + constant]`.
+    /// `[branches + index*8]`, `[branches + constant]`, or the place of the EIP in r8d on the chart.
     fn through_table(&self, code: Code) -> Rule<()> {
         let i = self.insn;
+        if i.code() == code && i.op0_kind() == OpKind::Memory && memory::on_chart(i) && self.state.narrow(TARGET) {
+            return Ok(());
+        }
         let shape = i.code() == code
             && i.op0_kind() == OpKind::Memory
             && i.memory_base().is_gpr64()

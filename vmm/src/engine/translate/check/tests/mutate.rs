@@ -190,6 +190,21 @@ fn stack(insn: &Instruction) -> Changed {
     all
 }
 
+/// `block` with instruction `at`, an indirect branch by the chart, going elsewhere.
+pub fn off_the_chart(block: &Emitted, instructions: &[Instruction], at: usize, insn: &Instruction) -> Vec<Emitted> {
+    let mut all = Vec::new();
+    for base in [Register::R12, Register::R13, Register::R14, Register::RAX, Register::RSP] {
+        all.push(changed(insn, "", |i| i.set_memory_base(base)));
+    }
+    for index in [Register::R9, Register::RAX, Register::None] {
+        all.push(changed(insn, "", |i| i.set_memory_index(index)));
+    }
+    all.push(changed(insn, "", |i| i.set_memory_index_scale(4)));
+    all.push(changed(insn, "", |i| i.set_memory_displacement64(i.memory_displacement64() + 8)));
+    all.push(changed(insn, "", |i| i.set_segment_prefix(Register::GS)));
+    all.into_iter().filter_map(|(_, new)| replace(block, instructions, at, new)).collect()
+}
+
 fn tripwire(insn: &Instruction) -> Changed {
     if insn.code() != Code::Movzx_r32_rm16 || insn.memory_index() != Register::R13 {
         return Vec::new();
