@@ -33,8 +33,8 @@ type Rule<T> = Result<T, &'static str>;
 
 /// RCX.
 const COUNT: u8 = 1;
-/// The register that gates take a selector in.
-const SELECTOR: u8 = 11;
+/// The register that gates take a selector or a vector in.
+const NAMED: u8 = 11;
 
 impl Step<'_> {
     /// Checks the instruction; where execution goes from it.
@@ -276,6 +276,7 @@ impl Step<'_> {
         }
         self.registers(reached)?;
         self.state.anchored |= memory::anchors(self.insn);
+        memory::frame_ends(self.insn, &mut self.state.frame);
         Ok(())
     }
 
@@ -329,9 +330,12 @@ impl Step<'_> {
             return if self.state.site { self.left() } else { Err("an exit that names no site") };
         }
         if let Some(gate) = t.gates.iter().position(|at| *at == target && target != 0) {
-            // The first of them, by index, load a selector.
-            let named = gate >= Gate::Enter.index() || self.state.narrow(SELECTOR);
-            return match self.state.site && self.state.narrow(TARGET) && named {
+            let told = match gate {
+                _ if gate == Gate::Enter.index() || gate == Gate::Exit.index() => true,
+                _ if gate == Gate::Return.index() => self.state.frame == [true; 2],
+                _ => self.state.narrow(NAMED),
+            };
+            return match self.state.site && self.state.narrow(TARGET) && told {
                 true => self.left(),
                 false => Err("a gate that is not told everything"),
             };
