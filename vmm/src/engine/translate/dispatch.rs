@@ -305,7 +305,7 @@ impl Translator {
                 self.part_pages();
             }
             self.tables.empty_window(index);
-            self.table_drops += 1;
+            self.routes.forget_window(index);
             if supervisor {
                 self.registry.unlink_pages(&mut self.cache);
             }

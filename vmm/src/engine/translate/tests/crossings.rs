@@ -190,3 +190,45 @@ fn frames_follow_the_stack() {
         assert!((5..100).contains(&ints), "{name}: {ints}");
     }
 }
+
+/// Every ten rounds a page of the program's code is another one: ways between rings that do not lead there stay known.
+#[test]
+fn changing_code_leaves_the_ways_alone() {
+    const CALLED: u32 = DATA + 0x5_0000;
+    let frames = [DATA + 0x6_0000, DATA + 0x7_0000];
+    let place = LOW + (CALLED >> 12) * 4;
+    let (state, translator) = agree_within(CACHE_SIZE, |a| {
+        // inc edi, or dec edi; ret
+        frames.iter().zip([0xc347, 0xc34f]).try_for_each(|(frame, code)| a.mov(dword_ptr(*frame), code)).unwrap();
+        program(
+            a,
+            |a| {
+                let mut usual = a.create_label();
+                a.inc(dword_ptr(COUNT))?;
+                a.cmp(dword_ptr(COUNT), 10)?;
+                a.jne(usual)?;
+                a.mov(dword_ptr(COUNT), 0)?;
+                a.mov(eax, dword_ptr(COUNT + 4))?;
+                a.xor(dword_ptr(COUNT + 4), (frames[0] ^ frames[1]) as i32)?;
+                a.xor(eax, (frames[0] | 0x67) as i32)?;
+                a.mov(dword_ptr(place), eax)?;
+                a.invlpg(byte_ptr(CALLED))?;
+                a.set_label(&mut usual)?;
+                a.nop()
+            },
+            |a| {
+                let mut first = a.create_label();
+                a.cmp(ebx, 10)?;
+                a.jb(first)?;
+                a.mov(eax, CALLED)?;
+                a.call(eax)?;
+                a.set_label(&mut first)?;
+                a.int(0x30)
+            },
+        )
+        .unwrap()
+    });
+    assert_eq!(state.gpr[reg::EBX], ROUNDS);
+    let ways = translator.assists[Mnemonic::Iretd as usize];
+    assert!(ways < ROUNDS as u64 / 20, "{ways} for {} changes", ROUNDS / 10);
+}
