@@ -10,6 +10,7 @@ use policy::Layer;
 use crate::config::{self, ConfigError};
 use crate::disks::VhostUserBlk;
 use crate::images::Disk;
+use crate::limits::Limits;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -21,7 +22,8 @@ Exit codes:
   8        the guest reset under --no-reboot
   10       stopped by the operator
   12       the vmm process died: a bug
-Other commands end with 0, or with 2 for what is wrong with the request, 4 for what failed or is missing.
+Other commands end with 0 (`console` also when the machine ends, or a signal detaches it), or with 2 for what is wrong with
+the request, 4 for what failed or is missing.
 
 Keys, with the console on a terminal:
   Ctrl-A x quits, Ctrl-A p presses the power button, Ctrl-A a sends Ctrl-A, Ctrl-A h helps.
@@ -84,6 +86,23 @@ pub enum Ask {
         /// The device: disk0, disk1, ...
         device: String,
     },
+    /// Show a machine's recent events: time, level, who, what. Who follows sees its end, and ends with it.
+    Logs {
+        /// The machine
+        vm: String,
+        /// Go on with what comes
+        #[arg(long, short)]
+        follow: bool,
+        /// As JSON lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Attach to the serial console of a machine that was started with --console socket, one at a time. Ctrl-A x detaches,
+    /// and the machine runs on; Ctrl-A p presses the power button, Ctrl-A a sends Ctrl-A, Ctrl-A h helps.
+    Console {
+        /// The machine
+        vm: String,
+    },
     /// Press the power button; asked again, stop the machine.
     Stop {
         /// The machine
@@ -94,6 +113,16 @@ pub enum Ask {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Print a shell's completions for this command: bash, zsh, fish, ...
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of this command, or write one of each command into a directory.
+    Man {
+        /// The directory, which must exist
+        dir: Option<PathBuf>,
     },
     /// Print what a role may ask of the kernel, and why: vmm, dev-blk
     #[command(name = "policy")]
@@ -162,7 +191,13 @@ pub struct RunOptions {
     /// Go on without this layer of confinement where the host lacks it; may be given several times
     #[arg(long, value_name = "LAYER")]
     pub allow_missing: Vec<Layer>,
-    /// Where the first serial port goes: stdio, none, or a file to append to (with a / in it, if it has such a name)
+    /// What the machine may use of the host: memory=SIZE, guest RAM and all; pids=NUMBER, threads among them; cpu=NUMBER of
+    /// processors; cpu-weight=1 to 10000; device-memory=SIZE for the process behind each device. Needs a control group that
+    /// is delegated: `bulkhead doctor`
+    #[arg(long, value_name = "KEY=VALUE[,...]", value_parser = Limits::parse)]
+    pub limits: Option<Limits>,
+    /// Where the first serial port goes: stdio, none, socket (for `bulkhead console`; the last 64 KiB of what nobody saw are
+    /// kept), or a file to append to (with a / in it, if it has such a name)
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
     pub console: Console,
 }
@@ -174,16 +209,19 @@ pub enum Console {
     Stdio,
     /// Output is discarded, there is no input.
     None,
+    /// Kept for whoever attaches.
+    Socket,
     /// Output is appended to this file, there is no input.
     File(PathBuf),
 }
 
-/// Parses `stdio`, `none` or a path.
+/// Parses `stdio`, `none`, `socket` or a path.
 fn console(text: &str) -> Result<Console, String> {
     match text {
-        "" => Err("give stdio, none or a file".into()),
+        "" => Err("give stdio, none, socket or a file".into()),
         "stdio" => Ok(Console::Stdio),
         "none" => Ok(Console::None),
+        "socket" => Ok(Console::Socket),
         path => Ok(Console::File(path.into())),
     }
 }
@@ -222,6 +260,7 @@ mod tests {
     fn consoles() {
         assert_eq!(console("stdio"), Ok(Console::Stdio));
         assert_eq!(console("none"), Ok(Console::None));
+        assert_eq!(console("socket"), Ok(Console::Socket));
         assert_eq!(console("./none"), Ok(Console::File("./none".into())));
         assert!(console("").is_err());
     }

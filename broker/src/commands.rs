@@ -1,13 +1,18 @@
 //! Subcommands that ask a running machine, or only look at this host: everything but `run`.
 
+use std::io::{BufRead, BufReader, Write};
+
 use ipc::outcome;
 use policy::Role;
 use serde_json::{Value, json};
 
+use crate::attach;
 use crate::cli::{Ask, Show};
-use crate::control_api::{Request, ask};
+use crate::control_api::{self, Request, ask};
 use crate::doctor;
 use crate::inspect;
+use crate::logging::Entry;
+use crate::manual;
 use crate::runtime::{self, RuntimeError};
 
 /// Does it, and returns the exit code.
@@ -24,6 +29,10 @@ pub fn run(command: &Ask) -> Result<u8, RuntimeError> {
             Ok(refusal(&machine))
         }
         Ask::Restart { vm, device } => plain(vm, &Request::Restart { device: device.clone() }),
+        Ask::Logs { vm, follow, json } => logs(vm, *follow, *json),
+        Ask::Console { vm } => attach::run(vm),
+        Ask::Completions { shell } => manual::completions(*shell),
+        Ask::Man { dir } => manual::pages(dir.as_deref()),
         Ask::Stop { vm } => plain(vm, &Request::Stop),
         Ask::Doctor { json } => Ok(doctor::run(*json)),
         Ask::Policy { show: Show::Show { role } } => {
@@ -38,6 +47,29 @@ fn request(vm: &str, request: &Request) -> Result<Value, RuntimeError> {
     ask(runtime::connect(vm)?, request).map_err(failed)
 }
 
+/// Prints a machine's events as they come. A reader that has seen enough, `head` for one, is no error.
+fn logs(vm: &str, follow: bool, json: bool) -> Result<u8, RuntimeError> {
+    let failed = |source| RuntimeError::Talk { name: vm.into(), source };
+    let stream = runtime::connect(vm)?;
+    control_api::request(&stream, &Request::Logs { follow }).map_err(failed)?;
+    if follow {
+        stream.set_read_timeout(None).map_err(failed)?;
+    }
+    let mut out = std::io::stdout().lock();
+    for line in BufReader::new(stream).lines() {
+        let line = line.map_err(failed)?;
+        let event: Value = serde_json::from_str(&line).map_err(|error| failed(error.into()))?;
+        if event["error"].is_string() {
+            return Ok(refusal(&event));
+        }
+        let shown = if json { format!("{event}\n") } else { Entry::shown(&event) };
+        if out.write_all(shown.as_bytes()).and_then(|()| out.flush()).is_err() {
+            break;
+        }
+    }
+    Ok(outcome::POWER_OFF)
+}
+
 /// A request whose answer is that it was taken, or why not.
 fn plain(vm: &str, what: &Request) -> Result<u8, RuntimeError> {
     let answer = request(vm, what)?;
@@ -45,7 +77,7 @@ fn plain(vm: &str, what: &Request) -> Result<u8, RuntimeError> {
 }
 
 /// Shows why a request was refused, if it was; the exit code.
-fn refusal(answer: &Value) -> u8 {
+pub fn refusal(answer: &Value) -> u8 {
     match answer["error"].as_str() {
         Some(problem) => {
             eprintln!("error: {problem}");

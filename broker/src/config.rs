@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::cli;
 use crate::images::Disk;
+use crate::limits::Limits;
 use crate::runtime;
 
 /// A file that cannot be used.
@@ -40,6 +41,7 @@ struct File {
     stats: bool,
     json: bool,
     allow_missing: Vec<LayerName>,
+    limits: Option<toml::Spanned<LimitsTable>>,
     disk: Vec<DiskTable>,
     vhost_user_blk: Vec<BackEndTable>,
 }
@@ -54,6 +56,16 @@ struct DiskTable {
     cache: Option<Text>,
     serial: Option<Text>,
     bounce: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct LimitsTable {
+    memory: Option<String>,
+    pids: Option<u64>,
+    cpu: Option<f64>,
+    cpu_weight: Option<u64>,
+    device_memory: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -135,9 +147,17 @@ fn parse(text: &str, dir: &Path) -> Result<Vec<OsString>, String> {
         arguments.0.extend(set.then(|| flag.into()));
     }
     file.allow_missing.iter().for_each(|layer| arguments.option("--allow-missing", Some(layer.0.name())));
+    if let Some(table) = &file.limits
+        && let Some(option) = table.get_ref().option()
+    {
+        let at = line(text, table.span().start);
+        Limits::parse(&option).map_err(|problem| format!("the limits at line {at}: {problem}"))?;
+        arguments.option("--limits", Some(option));
+    }
     for disk in &file.disk {
         let option = disk.option(dir);
-        Disk::parse(&option).map_err(|problem| format!("{}: {problem}", place(text, &disk.format)))?;
+        let at = line(text, disk.format.span().start);
+        Disk::parse(&option).map_err(|problem| format!("the disk at line {at}: {problem}"))?;
         arguments.option("--disk", Some(option));
     }
     for back_end in &file.vhost_user_blk {
@@ -183,9 +203,25 @@ impl DiskTable {
     }
 }
 
-/// The line of a text, counted from 1.
-fn place(file: &str, text: &Text) -> String {
-    format!("the disk at line {}", file[..text.span().start].matches('\n').count() + 1)
+impl LimitsTable {
+    /// As --limits has it; None if nothing is limited.
+    fn option(&self) -> Option<String> {
+        let number = |value: &dyn ToString| value.to_string();
+        let all = [
+            ("memory", self.memory.clone()),
+            ("pids", self.pids.as_ref().map(|n| number(n))),
+            ("cpu", self.cpu.as_ref().map(|n| number(n))),
+            ("cpu-weight", self.cpu_weight.as_ref().map(|n| number(n))),
+            ("device-memory", self.device_memory.clone()),
+        ];
+        let items: Vec<String> = all.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?))).collect();
+        (!items.is_empty()).then(|| items.join(","))
+    }
+}
+
+/// The line of a place in the file, counted from 1.
+fn line(file: &str, place: usize) -> usize {
+    file[..place].matches('\n').count() + 1
 }
 
 #[cfg(test)]
@@ -210,6 +246,10 @@ mod tests {
             console = "./log"
             no-reboot = true
             allow-missing = ["landlock"]
+            [limits]
+            memory = "1G"
+            cpu = 2
+            cpu-weight = 50
             [[disk]]
             path = "a,b"
             format = "raw"
@@ -234,6 +274,7 @@ mod tests {
             "--cpu=max,-avx2",
             "--no-reboot",
             "--allow-missing=landlock",
+            "--limits=memory=1G,cpu=2,cpu-weight=50",
             "--disk=path=/etc/guests/a,,b,format=raw,readonly=on,serial=S",
             "--disk=path=/c,format=qcow2,readonly=off,cache=unsafe,bounce=1M",
             "--vhost-user-blk=socket=/etc/guests/s",
@@ -252,6 +293,8 @@ mod tests {
             ("[[disk]]\npath = \"/a\"", "line 1", "missing field `format`"),
             ("[[disk]]\npath = \"/a\"\nformat = \"vmdk\"", "line 3", "raw, qcow2"),
             ("[[disk]]\npath = \"/a\"\nformat = \"raw\"\nsize = 3", "line 4", "unknown field `size`"),
+            ("\n[limits]\npids = 3", "line 2", "pids: give a number"),
+            ("[limits]\nio = 3", "line 2", "unknown field `io`"),
             ("kernel = ", "line 1", "string"),
         ] {
             let problem = parsed(text).unwrap_err();

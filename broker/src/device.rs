@@ -10,6 +10,7 @@ pub mod table;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ipc::control::{DeviceEvent, DiskConfig, FromDevice, ToDevice, ToVmm};
@@ -35,6 +36,8 @@ use table::{Action, Event, State};
 const LEAVING: Duration = Duration::from_millis(500);
 /// Between two questions whether it is there, and silence that means that it hangs.
 const BEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// When what found the vmm's channel full is said again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Why a process that somebody stopped was ended. The vmm's patience with it may end before ours: both say the same.
 const STOPPED: &str = "somebody stopped it";
 
@@ -51,6 +54,8 @@ pub enum Source {
 #[derive(Debug)]
 pub struct Device {
     pub name: String,
+    /// The `cgroup.procs` of the control group of its processes, if they have one.
+    pub cgroup: Option<PathBuf>,
     number: u16,
     source: Source,
     state: State,
@@ -68,6 +73,8 @@ pub struct Device {
     /// What made us think that it is about to end.
     doubt: Option<String>,
     down: Option<Instant>,
+    /// The vmm is still to be told that it was given up.
+    owed: bool,
     /// How often its driver's faults are told: a guest makes as many as it likes.
     news: Bucket,
 }
@@ -84,6 +91,7 @@ impl Device {
     pub fn new(number: u16, source: Source) -> Self {
         Self {
             name: format!("disk{number}"),
+            cgroup: None,
             number,
             source,
             state: State::Pausing,
@@ -96,6 +104,7 @@ impl Device {
             cause: None,
             doubt: None,
             down: None,
+            owed: false,
             news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
         }
     }
@@ -212,9 +221,9 @@ impl Device {
 
     fn launch(&mut self, tolerate: &Layers) -> Result<(), BackEndError> {
         self.patience.launched(Instant::now());
-        (self.cause, self.doubt) = (None, None);
+        (self.cause, self.doubt, self.owed) = (None, None, false);
         match &self.source {
-            Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, tolerate)?),
+            Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, self.cgroup.as_deref(), tolerate)?),
             Source::Foreign(disk) => {
                 let error = |source| BackEndError::Foreign { path: disk.socket.clone(), source };
                 self.stream = Some(disk.connect().map_err(error)?);
@@ -259,10 +268,17 @@ impl Device {
 
     fn abandon(&mut self, context: &mut Context<'_>) {
         tracing::error!("{}: given up: the guest gets I/O errors from it", self.name);
-        if let Some(vmm) = &mut context.vmm
-            && let Err(error) = vmm.say(&ToVmm::Abandon { device: self.number }, &[])
-        {
-            tracing::warn!("{}: telling the vmm: {error}", self.name);
+        self.owed = true;
+        self.settle(context);
+    }
+
+    /// The vmm must hear that a device was given up, or the guest waits for ever: a channel that is full is tried again.
+    fn settle(&mut self, context: &mut Context<'_>) {
+        let Some(vmm) = context.vmm.as_mut().filter(|_| self.owed) else { return };
+        let said = vmm.say(&ToVmm::Abandon { device: self.number }, &[]);
+        self.owed = matches!(said, Err(ipc::ChannelError::Full));
+        if let Err(error) = said {
+            tracing::debug!("{}: telling the vmm that it was given up: {error}", self.name);
         }
     }
 
@@ -379,6 +395,7 @@ impl Device {
                 }
             }
         }
+        self.settle(context);
         if self.state == State::Serving && self.back_end.is_some() {
             self.beat(now, context);
         }
@@ -409,7 +426,8 @@ impl Device {
     /// When to call [`Self::turn`] at the latest.
     pub fn next(&self) -> Option<Instant> {
         let beat = (self.state == State::Serving && self.back_end.is_some()).then(|| self.heart.next());
-        [self.until, beat].into_iter().flatten().min()
+        let owed = self.owed.then(|| Instant::now() + AGAIN);
+        [self.until, beat, owed].into_iter().flatten().min()
     }
 
     /// Its process, if there is one.
@@ -431,3 +449,6 @@ impl Device {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,12 @@
 //! Disks that somebody else serves: where their back ends listen, and the connections to them.
 
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use ipc::control::{DiskConfig, MAX_BOUNCE, MIN_BOUNCE};
 
@@ -12,6 +17,9 @@ pub const DEFAULT_BOUNCE: u64 = 8 << 20;
 /// Why a back end cannot have all of guest RAM.
 const ONLY_BOUNCE: &str = "dma: only `bounce` is possible. A back end that writes guest RAM itself would have to log its \
                            writes (VHOST_F_LOG_ALL), which the vmm does not follow yet";
+
+/// Why there is no connection to a back end that is there.
+const HANGS: &str = "others wait already, and it takes no connection: it hangs, or serves somebody else";
 
 /// A disk with a back end of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +51,18 @@ impl VhostUserBlk {
         DiskConfig { name: name.into(), bounce: self.bounce }
     }
 
-    /// Connects to the back end.
-    pub fn connect(&self) -> std::io::Result<UnixStream> {
-        UnixStream::connect(&self.socket)
+    /// Connects to the back end, without waiting: one that takes no connections (EAGAIN, unix(7)) must not stop the broker.
+    pub fn connect(&self) -> io::Result<UnixStream> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        match connect(socket.as_raw_fd(), &UnixAddr::new(&self.socket)?) {
+            Ok(()) => {}
+            Err(Errno::EAGAIN) => return Err(io::Error::new(io::ErrorKind::WouldBlock, HANGS)),
+            Err(error) => return Err(error.into()),
+        }
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 }
 
@@ -61,6 +78,22 @@ pub fn bounce_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_back_end_that_takes_no_connections_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = VhostUserBlk { socket: dir.path().join("s"), bounce: 8 << 20 };
+        assert_eq!(disk.connect().unwrap_err().kind(), io::ErrorKind::NotFound);
+        let _listener = std::os::unix::net::UnixListener::bind(&disk.socket).unwrap();
+        let mut taken = Vec::new();
+        let error = loop {
+            match disk.connect() {
+                Ok(stream) => taken.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert!(!taken.is_empty() && error.to_string().contains("it hangs"), "{error}");
+    }
 
     #[test]
     fn what_is_given_is_what_is_meant() {

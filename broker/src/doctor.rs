@@ -9,8 +9,13 @@ use policy::verify::Verified;
 use policy::{Layer, Layers};
 use serde_json::{Value, json};
 
+use crate::cgroups::{self, Place};
 use crate::device::back_end::{BackEnd, BackEndError};
 use crate::spawn::PATIENCE;
+
+/// What the listing calls control groups, which are no layer: nothing is confined by them, but for what --limits says.
+const GROUPS: &str = "control-groups";
+const LIMITS: &str = "more of the host than --limits allows";
 
 /// What is missing, and how that shows.
 type Missing = BTreeMap<Layer, String>;
@@ -24,13 +29,13 @@ pub fn run(json: bool) -> u8 {
             return outcome::START_FAILED;
         }
     };
+    let groups = Place::find();
     if json {
-        println!(
-            "{}",
-            Layer::ALL.map(|layer| (layer.name().to_owned(), of(layer, &missing))).into_iter().collect::<Value>()
-        );
+        let layers = Layer::ALL.map(|layer| (layer.name().to_owned(), of(layer, &missing)));
+        println!("{}", layers.into_iter().chain([(GROUPS.to_owned(), of_groups(&groups))]).collect::<Value>());
     } else {
         Layer::ALL.iter().for_each(|layer| print!("{}", line(*layer, &missing)));
+        print!("{}", line_of_groups(&groups));
     }
     if missing.is_empty() { outcome::POWER_OFF } else { outcome::START_FAILED }
 }
@@ -38,7 +43,7 @@ pub fn run(json: bool) -> u8 {
 /// Confines a process that does without whatever is missing.
 fn probe() -> Result<Missing, BackEndError> {
     let all: Layers = Layer::ALL.into_iter().collect();
-    let mut probe = BackEnd::start("probe", &all)?;
+    let mut probe = BackEnd::start("probe", None, &all)?;
     let ready = match probe.link.await_one(std::time::Instant::now() + PATIENCE) {
         Ok(Some(FromDevice::Ready { landlock_proved, missing })) => (landlock_proved, missing),
         Ok(Some(FromDevice::Failed(reason))) => return Err(BackEndError::Failed(reason)),
@@ -58,6 +63,21 @@ fn probe() -> Result<Missing, BackEndError> {
     let seen = Verified::of(probe.process.pid()).map_err(crate::process::ProcessError::from)?;
     missing.extend(seen.findings());
     Ok(missing)
+}
+
+/// Where limits could be kept. A machine without limits does not need it.
+fn of_groups(groups: &Result<Place, String>) -> Value {
+    match groups {
+        Ok(place) => json!({ "present": true, "keeps": LIMITS, "found": place.to_string() }),
+        Err(why) => json!({ "present": false, "keeps": LIMITS, "found": why, "remedy": cgroups::REMEDY }),
+    }
+}
+
+fn line_of_groups(groups: &Result<Place, String>) -> String {
+    match groups {
+        Ok(place) => format!("ok       {GROUPS:18} keep a machine to its limits: {place}\n"),
+        Err(why) => format!("without  {GROUPS:18} no --limits: {why}; remedy: {}\n", cgroups::REMEDY),
+    }
 }
 
 fn of(layer: Layer, missing: &Missing) -> Value {

@@ -6,7 +6,7 @@ const PREFIX: u8 = 0x01;
 /// What a key sequence asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// End the machine now.
+    /// Leave: end the machine, or detach from it.
     Quit,
     /// Press the power button.
     PowerButton,
@@ -17,6 +17,10 @@ pub enum Action {
 /// What [`Action::Help`] shows.
 pub const HELP: &str = "\r\nCtrl-A h  this help\r\nCtrl-A x  quit\r\nCtrl-A p  press the power button\r\n\
                         Ctrl-A a  send Ctrl-A\r\n";
+
+/// The same for `bulkhead console`, where [`Action::Quit`] detaches.
+pub const ATTACHED_HELP: &str = "\r\nCtrl-A h  this help\r\nCtrl-A x  detach: the machine runs on\r\n\
+                                 Ctrl-A p  press the power button\r\nCtrl-A a  send Ctrl-A\r\n";
 
 /// Separates the guest's bytes from the monitor's.
 #[derive(Debug, Default)]

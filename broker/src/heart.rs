@@ -42,6 +42,11 @@ impl Heart {
         self.next
     }
 
+    /// Silence was reported, and lasts.
+    pub fn is_silent(&self) -> bool {
+        self.told
+    }
+
     /// What is to be done.
     pub fn turn(&mut self, now: Instant) -> Pulse {
         if now < self.next {

@@ -36,7 +36,11 @@ pub fn process(name: &str, role: &str, pid: Pid) -> Value {
 
 /// A machine, as `bulkhead inspect` prints it. What is not there is not shown: the broker may be of another version.
 pub fn text(machine: &Value) -> String {
-    let mut text = format!("machine {}, broker {}\n", word(&machine["name"]), word(&machine["broker"]));
+    let (name, broker) = (word(&machine["name"]), word(&machine["broker"]));
+    let mut text = format!("machine {name}, {}, broker {broker}\n", word(&machine["state"]));
+    if machine["cgroup"].is_object() {
+        text.push_str(&format!("uses {}\n", usage(&machine["cgroup"])));
+    }
     for process in machine["processes"].as_array().into_iter().flatten() {
         text.push_str(&one(process));
     }
@@ -69,6 +73,9 @@ fn one(process: &Value) -> String {
     let (filters, threads) = (word(&process["seccomp_filters"]), word(&process["threads"]));
     line("seccomp", format!("{filters} filters on each of {threads} threads"));
     line("mapped guest RAM", format!("{} bytes", word(&process["mapped_guest_ram"])));
+    if process["cgroup"].is_object() {
+        line("uses", usage(&process["cgroup"]));
+    }
     line("mounts", list(&process["mounts"]).join("; "));
     for missing in list(&process["lacks"]) {
         line("lacks", missing);
@@ -84,6 +91,13 @@ fn one(process: &Value) -> String {
         line(&format!("descriptor {number}"), what);
     }
     text
+}
+
+/// What a control group says, in its own words: `memory_current 1048576, memory_max max, ...`.
+fn usage(group: &Value) -> String {
+    let all = group.as_object().into_iter().flatten().filter(|(key, _)| *key != "path");
+    let items: Vec<String> = all.map(|(key, value)| format!("{} {}", printable(key, MAX_TEXT), word(value))).collect();
+    format!("{} (control group {})", items.join(", "), word(&group["path"]))
 }
 
 fn word(value: &Value) -> String {
@@ -107,7 +121,7 @@ mod tests {
         assert!(shown.contains("lacks") && shown.contains("mapped guest RAM   0 bytes"), "{shown}");
         let gone = process("gone", "test", Pid::from_raw(i32::MAX));
         assert!(one(&gone).contains("cannot be seen"));
-        text(&json!({ "processes": [{}, 7], "devices": ["x"] }));
+        text(&json!({ "processes": [{}, 7], "devices": ["x"], "cgroup": { "memory_current": 7 } }));
         let named = json!({ "name": "x", "descriptors": { "9": "/memfd:\u{1b}[2J" } });
         assert!(!one(&named).contains('\u{1b}'));
     }

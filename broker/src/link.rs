@@ -136,14 +136,14 @@ fn show(name: &str, intake: &mut Intake, record: &Record) {
     let Some((text, unshown)) = intake.admit(&record.text, Instant::now()) else { return };
     let lost = unshown + u64::from(record.lost);
     if lost > 0 {
-        tracing::warn!("{name}: {lost} log events were dropped: it says too much");
+        tracing::warn!(who = %name, "{lost} log events were dropped: it says too much");
     }
     match record.severity {
-        Severity::Error => tracing::error!("{name}: {text}"),
-        Severity::Warn => tracing::warn!("{name}: {text}"),
-        Severity::Info => tracing::info!("{name}: {text}"),
-        Severity::Debug => tracing::debug!("{name}: {text}"),
-        Severity::Trace => tracing::trace!("{name}: {text}"),
+        Severity::Error => tracing::error!(who = %name, "{text}"),
+        Severity::Warn => tracing::warn!(who = %name, "{text}"),
+        Severity::Info => tracing::info!(who = %name, "{text}"),
+        Severity::Debug => tracing::debug!(who = %name, "{text}"),
+        Severity::Trace => tracing::trace!(who = %name, "{text}"),
     }
 }
 

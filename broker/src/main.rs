@@ -3,9 +3,12 @@
 //! This process opens every file and hands descriptors over; it never maps guest memory and parses nothing that comes
 //! from a guest. Exit codes are listed in [`ipc::outcome`] and by `bulkhead --help`.
 
+mod attach;
+mod cgroups;
 mod cli;
 mod commands;
 mod config;
+mod console;
 mod control_api;
 mod device;
 mod devices;
@@ -15,8 +18,11 @@ mod escape;
 mod heart;
 mod images;
 mod inspect;
+mod limits;
 mod link;
 mod logging;
+mod manual;
+mod notify;
 mod process;
 mod relay;
 mod resources;
@@ -40,17 +46,12 @@ fn main() -> ExitCode {
             return ExitCode::from(outcome::USAGE);
         }
     };
-    let options = match cli.command {
-        cli::Command::Run(options) => options,
-        cli::Command::Ask(ask) => return answer(&ask),
-    };
-    logging::start(options.json);
-    match run::run(&options) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            tracing::error!("{}", outcome::cause_chain(&error));
-            ExitCode::from(error.exit_code())
+    match cli.command {
+        cli::Command::Run(options) => {
+            logging::start(options.json);
+            ExitCode::from(run::run(&options))
         }
+        cli::Command::Ask(ask) => answer(&ask),
     }
 }
 

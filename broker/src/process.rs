@@ -26,6 +26,8 @@ pub struct Program<'a> {
     pub arguments: &'a [&'a str],
     /// What messages call the process.
     pub name: &'a str,
+    /// The `cgroup.procs` of its control group, if it has one of its own.
+    pub cgroup: Option<&'a Path>,
 }
 
 /// See the module.
@@ -77,6 +79,7 @@ impl Process {
             environment: Vec::new(),
             descriptors: vec![null.as_fd(), null.as_fd(), their_words.as_fd(), control],
             tolerate,
+            cgroup: program.cgroup,
         };
         let launched = launch.start()?;
         for layer in &launched.missing {

@@ -2,13 +2,17 @@
 //!
 //! Neither direction blocks this process: output is written only when the reader is ready for it, at most [`SAFE`]
 //! bytes at a time, and while it is not, the socket fills and the guest's serial port waits. No byte is lost.
+//!
+//! The broker does this for the console that its machine was started with, and `bulkhead console` for one that it is lent.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use crate::escape::{Action, Escape, HELP};
+use nix::poll::PollFlags;
+
+use crate::escape::{ATTACHED_HELP, Action, Escape, HELP};
 
 /// What a pipe or terminal that polls writable takes without blocking (PIPE_BUF).
 const SAFE: usize = 4096;
@@ -25,6 +29,8 @@ pub struct Relay {
     input_open: bool,
     output: Option<OwnedFd>,
     console_open: bool,
+    /// What [`Action::Help`] shows.
+    help: &'static str,
 }
 
 impl Relay {
@@ -38,7 +44,13 @@ impl Relay {
             input_open: input,
             output,
             console_open: true,
+            help: HELP,
         }
+    }
+
+    /// The same for a console that was lent, of which `before` was printed already. Its keys are others.
+    pub fn attached(raw: bool, output: OwnedFd, before: Vec<u8>) -> Self {
+        Self { to_operator: before, help: ATTACHED_HELP, ..Self::new(raw, true, Some(output)) }
     }
 
     /// True if standard input is to be polled for input.
@@ -49,13 +61,12 @@ impl Relay {
     pub fn output(&self) -> Option<BorrowedFd<'_>> {
         self.output.as_ref().filter(|_| !self.to_operator.is_empty()).map(AsFd::as_fd)
     }
-    /// True if the console socket is to be polled for input.
-    pub fn wants_console(&self) -> bool {
-        self.console_open && self.to_operator.is_empty()
-    }
-    /// True if the console socket is to be polled for room.
-    pub fn wants_console_room(&self) -> bool {
-        self.console_open && !self.to_guest.is_empty()
+    /// What the console socket is to be polled for.
+    pub fn console_flags(&self) -> PollFlags {
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::POLLIN, self.console_open && self.to_operator.is_empty());
+        flags.set(PollFlags::POLLOUT, self.console_open && !self.to_guest.is_empty());
+        flags
     }
     /// True when the vmm has closed its end and everything has been shown.
     pub fn finished(&self) -> bool {
@@ -81,7 +92,7 @@ impl Relay {
         };
         let actions = escape.filter(&buffer[..length], &mut self.to_guest);
         if actions.contains(&Action::Help) {
-            self.to_operator.extend_from_slice(HELP.as_bytes());
+            self.to_operator.extend_from_slice(self.help.as_bytes());
         }
         actions
     }

@@ -52,7 +52,7 @@ impl Resources {
 /// What the guest prints is appended: a log of an earlier run, or a wrong path, costs nothing.
 fn output(console: &Console) -> Result<Option<OwnedFd>, ResourceError> {
     match console {
-        Console::None => Ok(None),
+        Console::None | Console::Socket => Ok(None),
         Console::Stdio => std::io::stdout().as_fd().try_clone_to_owned().map(Some).map_err(ResourceError::Stdout),
         Console::File(path) => {
             let error = |source| ResourceError::Output { path: path.clone(), source };

@@ -3,10 +3,13 @@
 use ipc::outcome::{self, Outcome};
 use policy::Layers;
 
-use crate::cli::{Console, RunOptions};
+use crate::cgroups::{Cgroup, CgroupError};
+use crate::cli::{self, RunOptions};
+use crate::console::{Console, Kept};
 use crate::device::Device;
 use crate::device::back_end::BackEndError;
 use crate::devices::Devices;
+use crate::logging;
 use crate::process::manner;
 use crate::relay::Relay;
 use crate::resources::{ResourceError, Resources};
@@ -26,6 +29,10 @@ pub enum RunError {
     Spawn(#[from] SpawnError),
     #[error("the machine was not started")]
     Runtime(#[from] RuntimeError),
+    #[error("the machine was not started")]
+    Cgroup(#[from] CgroupError),
+    #[error("the machine was not started: {0}")]
+    Limits(String),
     #[error("the machine was not started: {0}")]
     Disk(String, #[source] BackEndError),
     #[error("the machine was not started: taking signals")]
@@ -48,22 +55,47 @@ impl RunError {
     }
 }
 
-/// Runs the machine to its end and returns the exit code.
-pub fn run(options: &RunOptions) -> Result<u8, RunError> {
+/// Runs the machine to its end, says how it ended, and returns the exit code.
+pub fn run(options: &RunOptions) -> u8 {
+    let (result, api) = match supervised(options) {
+        Ok(mut end) => {
+            let api = end.api.take();
+            (conclude(end, options), api)
+        }
+        Err(error) => (Err(error), None),
+    };
+    let code = result.unwrap_or_else(|error| {
+        tracing::error!("{}", outcome::cause_chain(&error));
+        error.exit_code()
+    });
+    if let Some(api) = api {
+        api.finish();
+    }
+    logging::finish();
+    code
+}
+
+fn supervised(options: &RunOptions) -> Result<End, RunError> {
     let mut resources = Resources::open(options)?;
     let output = resources.output.take();
     let signals = StopSignals::new().map_err(RunError::Signals)?;
     let socket = Socket::open(&name(options))?;
-    let (vmm, devices) = start(options, resources)?;
-    let stdio = options.console == Console::Stdio;
+    // Outlives the processes in it.
+    let limits = options.limits.clone().unwrap_or_default();
+    limits.check(options.memory).map_err(RunError::Limits)?;
+    let group = Cgroup::make(&socket.name, &limits)?;
+    let (vmm, devices) = start(options, resources, group.as_ref())?;
+    let stdio = options.console == cli::Console::Stdio;
     let terminal = match stdio {
         true => RawTerminal::enter(std::io::stdin()).map_err(RunError::Terminal)?,
         false => None,
     };
-    let relay = Relay::new(terminal.is_some(), stdio, output);
-    let end = Supervisor::new(vmm, devices, socket, relay, signals).run().map_err(RunError::Watch)?;
-    drop(terminal);
-    conclude(end, options)
+    let console = match options.console {
+        cli::Console::Socket => Console::Kept(Kept::default()),
+        _ => Console::Relayed(Relay::new(terminal.is_some(), stdio, output)),
+    };
+    // The terminal is restored before anything more is said.
+    Supervisor::new(vmm, devices, group, socket, console, signals).run().map_err(RunError::Watch)
 }
 
 /// The name that was given, else the configuration's, else a number that no other machine has.
@@ -74,12 +106,14 @@ fn name(options: &RunOptions) -> String {
 }
 
 /// Starts all processes, which confine themselves at the same time, and hands each what it needs once it was verified.
-fn start(options: &RunOptions, mut resources: Resources) -> Result<(Vmm, Devices), RunError> {
+fn start(options: &RunOptions, mut resources: Resources, group: Option<&Cgroup>) -> Result<(Vmm, Devices), RunError> {
     let tolerate: Layers = options.allow_missing.iter().copied().collect();
-    let mut vmm = spawn::spawn(options, &tolerate)?;
+    let place = group.map(|group| group.child("vmm")).transpose()?;
+    let mut vmm = spawn::spawn(options, place.as_deref(), &tolerate)?;
     let disks = std::mem::take(&mut resources.disks);
     let mut devices: Vec<Device> = (0..).zip(disks).map(|(number, disk)| Device::new(number, disk)).collect();
     for device in &mut devices {
+        device.cgroup = group.map(|group| group.device(&device.name)).transpose()?;
         device.start(&tolerate).map_err(|error| RunError::Disk(device.name.clone(), error))?;
     }
     vmm.verify(&tolerate)?;
@@ -116,11 +150,10 @@ fn print_stats(stats: &[(String, u64)], json: bool) {
     if json {
         let map: serde_json::Map<String, serde_json::Value> =
             stats.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
-        eprintln!("{}", serde_json::json!({ "stats": map }));
-        return;
+        return logging::print(&format!("{}\n", serde_json::json!({ "stats": map })));
     }
     let width = stats.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in stats {
-        eprintln!("{name:width$}  {value}");
+        logging::print(&format!("{name:width$}  {value}\n"));
     }
 }

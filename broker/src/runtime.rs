@@ -30,6 +30,8 @@ pub enum RuntimeError {
     Unknown(String),
     #[error("talking to the machine {name}")]
     Talk { name: String, source: io::Error },
+    #[error("writing {}: does the directory exist, and may you write there?", path.display())]
+    Write { path: PathBuf, source: io::Error },
 }
 
 /// A machine's socket, removed when it is done with.

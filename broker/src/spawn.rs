@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipc::ChannelError;
@@ -18,7 +19,7 @@ use crate::process::{Process, ProcessError, Program};
 use crate::resources::Resources;
 
 /// The vmm program.
-const VMM: Program<'static> = Program { file: "bulkhead-vmm", arguments: &[], name: "vmm" };
+const VMM: Program<'static> = Program { file: "bulkhead-vmm", arguments: &[], name: "vmm", cgroup: None };
 /// How long a process may take to confine itself. It takes some tens of milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// What a vmm holds when it is confined: the standard descriptors, its control channel, and what it stands on.
@@ -65,8 +66,9 @@ impl From<ChannelError> for SpawnError {
     }
 }
 
-/// Starts the vmm, which confines itself. Must be called on the main thread, whose death ends the vmm.
-pub fn spawn(options: &RunOptions, tolerate: &Layers) -> Result<Spawned, SpawnError> {
+/// Starts the vmm, which confines itself, in the control group of this `cgroup.procs`, if there is one. Must be called on the
+/// main thread, whose death ends the vmm.
+pub fn spawn(options: &RunOptions, cgroup: Option<&Path>, tolerate: &Layers) -> Result<Spawned, SpawnError> {
     let started_ns = monotonic_ns();
     let (mut link, control) = Link::new(VMM.name)?;
     // Queued before the process exists: it finds its numbers waiting.
@@ -77,7 +79,7 @@ pub fn spawn(options: &RunOptions, tolerate: &Layers) -> Result<Spawned, SpawnEr
         log_filter: logging::filter_text(),
     };
     link.say(&ToVmm::Prepare(prepare), &[])?;
-    let process = Process::start(VMM, tolerate, control.as_fd())?;
+    let process = Process::start(Program { cgroup, ..VMM }, tolerate, control.as_fd())?;
     Ok(Spawned { process, link, started_ns })
 }
 

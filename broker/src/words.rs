@@ -80,7 +80,7 @@ impl Words {
             return;
         }
         if let Some((text, _)) = self.intake.admit(&String::from_utf8_lossy(&line), Instant::now()) {
-            tracing::error!("{} says: {text}", self.name);
+            tracing::error!(who = %self.name, "{text}");
         }
     }
 }

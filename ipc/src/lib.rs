@@ -14,7 +14,7 @@ pub mod control;
 pub mod frame;
 pub mod outcome;
 pub mod rate;
-mod scm;
+pub mod scm;
 pub mod shm;
 pub mod telemetry;
 pub mod uplink;

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -37,6 +37,8 @@ pub struct Launch<'a> {
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// Layers that may be missing.
     pub tolerate: &'a Layers,
+    /// The `cgroup.procs` of the control group that it is to be in from its first instruction on; else it is in the broker's.
+    pub cgroup: Option<&'a Path>,
 }
 
 /// A process that was started. Not ended on drop: its owner decides.
@@ -62,6 +64,8 @@ pub enum LaunchError {
     Channel(#[source] io::Error),
     #[error("making a process: is a limit on processes or memory reached?")]
     Clone(#[source] nix::Error),
+    #[error("putting it into a control group by {}", path.display())]
+    Cgroup { path: PathBuf, source: io::Error },
     #[error("{stage} in the new process")]
     Child { stage: Stage, source: nix::Error },
 }
@@ -89,7 +93,7 @@ impl Launch<'_> {
         drop(theirs);
         let (pid, pidfd) = made;
         let launched = Launched { pid, pidfd, missing };
-        match Self::accompany(ours, pid, namespaces.contains(CloneFlags::CLONE_NEWUSER)) {
+        match self.accompany(ours, pid, namespaces.contains(CloneFlags::CLONE_NEWUSER)) {
             Ok(()) => Ok(launched),
             Err(error) => {
                 launched.reap();
@@ -99,10 +103,14 @@ impl Launch<'_> {
     }
 
     /// Gives the new process its ids, lets it go on, and waits until it executes its program or says why not.
-    fn accompany(mut channel: UnixStream, pid: Pid, mapped: bool) -> Result<(), LaunchError> {
+    fn accompany(&self, mut channel: UnixStream, pid: Pid, mapped: bool) -> Result<(), LaunchError> {
         if mapped {
             let error = |source| MissingLayer { layer: Layer::UserNamespace, step: "writing its id map", source };
             ids::map(pid).map_err(error)?;
+        }
+        if let Some(path) = self.cgroup {
+            let entered = File::options().write(true).open(path).and_then(|mut file| write!(file, "{pid}"));
+            entered.map_err(|source| LaunchError::Cgroup { path: path.into(), source })?;
         }
         channel.write_all(&[0]).map_err(LaunchError::Channel)?;
         let mut report = Vec::new();

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::io::{Read, Write};
-use std::process::{ChildStdin, ChildStdout};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,7 +38,7 @@ type Output = Arc<(Mutex<Shared>, Condvar)>;
 /// Both directions of the serial line.
 pub struct Console {
     output: Output,
-    input: ChildStdin,
+    input: Box<dyn Write + Send>,
     /// Bytes before this one were already returned by a wait.
     seen: usize,
 }
@@ -50,16 +49,21 @@ fn lock(output: &Output) -> MutexGuard<'_, Shared> {
 
 impl Console {
     /// Starts collecting what the monitor prints.
-    pub fn new(input: ChildStdin, stdout: ChildStdout) -> Self {
+    pub fn new(input: impl Write + Send + 'static, stdout: impl Read + Send + 'static) -> Self {
         let output = Output::default();
         let shared = Arc::clone(&output);
         std::thread::spawn(move || collect(stdout, &shared));
-        Self { output, input, seen: 0 }
+        Self { output, input: Box::new(input), seen: 0 }
     }
 
     /// Types a line.
     pub fn send(&mut self, line: &str) -> std::io::Result<()> {
-        self.input.write_all(format!("{line}\n").as_bytes())?;
+        self.type_keys(&format!("{line}\n"))
+    }
+
+    /// Types these keys and no others.
+    pub fn type_keys(&mut self, keys: &str) -> std::io::Result<()> {
+        self.input.write_all(keys.as_bytes())?;
         self.input.flush()
     }
 
@@ -99,7 +103,7 @@ impl Console {
     }
 }
 
-fn collect(mut stdout: ChildStdout, output: &Output) {
+fn collect(mut stdout: impl Read, output: &Output) {
     let mut buffer = [0; 4096];
     loop {
         let count = stdout.read(&mut buffer).unwrap_or(0);

@@ -5,7 +5,6 @@ use std::error::Error;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -15,6 +14,7 @@ use policy::verify::Verified;
 use policy::{Layers, Role};
 use tests::console::Console;
 use tests::debian::{Debian, Flavour};
+use tests::disks::create_qcow2;
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor, Running};
 use tests::processes::{alive, await_child, children, send};
@@ -167,8 +167,7 @@ fn every_rule_is_used(role: Role) -> Outcome {
     let profile = Profile::of(role)?;
     let (image, raw) = disk(dir.path(), "raw", "format=raw,cache=none")?;
     let qcow2 = dir.path().join("qcow2");
-    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&qcow2).arg("16M").status();
-    assert!(made?.success(), "qemu-img makes the second image");
+    create_qcow2(&qcow2)?;
     let mut guest = guest(dir.path())?;
     for option in [raw, format!("path={},format=qcow2", qcow2.display())] {
         guest.options.extend(["--disk".to_owned(), option]);

@@ -75,6 +75,36 @@ fn a_flood_of_messages_does_not_keep_the_broker_from_signals() -> Outcome {
     Ok(())
 }
 
+/// Nobody reads standard error: far more than a pipe holds is logged, and the broker answers its operator all the same.
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_the_broker() -> Outcome {
+    let (mut child, dir) = started("babble", &["--name", "babble"])?;
+    let ask = |arguments: &[&str]| -> Result<std::process::Output, Box<dyn Error>> {
+        let mut command = Command::new(dir.path().join("programs/bulkhead"));
+        Ok(command.args(arguments).env("XDG_RUNTIME_DIR", dir.path()).output()?)
+    };
+    // A pipe holds 64 events of this length. Then many more have been taken, and dropped.
+    let logged = || ask(&["logs", "babble"]).map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let until = Instant::now() + SILENCE;
+    while logged()?.matches("vmm: xxx").count() < 150 {
+        assert!(Instant::now() < until, "the broker stands still");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // A vmm that hears nothing is stopped by force.
+    for _ in 0..2 {
+        assert!(ask(&["stop", "babble"])?.status.success());
+    }
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        assert!(Instant::now() < until, "the broker does not end");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(status.code(), Some(10));
+    Ok(())
+}
+
 #[test]
 fn a_vmm_that_said_its_last_is_not_waited_for() -> Outcome {
     let (code, text) = run("stay", &[])?;
@@ -99,6 +129,7 @@ fn its_last_words_are_shown_to_the_last() -> Outcome {
     let (code, text) = run("talk", &[])?;
     assert_eq!(code, Some(12), "{text}");
     assert!(text.contains("line 49 ") && text.contains("the very last words"), "{text}");
+    assert!(!text.contains("broke its profile"), "a debug build's library asks before it closes: {text}");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tests::debian::{Debian, Flavour};
-use tests::disks::{Daemon, hash};
+use tests::disks::{Daemon, create_qcow2, hash};
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor, Running};
 use tests::processes::{alive, await_child, send};
@@ -131,15 +131,12 @@ fn a_qcow2_image_survives_kills() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (image, seed) = (dir.path().join("disk"), number("BULKHEAD_SEED", u64::from(std::process::id())));
     println!("seed {seed}");
-    let image_tool = |arguments: &[&str]| Command::new("qemu-img").args(arguments).arg(&image).output();
-    if image_tool(&["--version"]).is_err() {
-        eprintln!("note: qemu-img is not installed; nothing is tried");
-        return Ok(());
-    }
-    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("16M").status()?;
-    assert!(made.success());
+    create_qcow2(&image)?;
     survives(&image, "qcow2", |running| disturb(running, 20, Signal::SIGKILL, seed))?;
-    let check = image_tool(&["check", "-f", "qcow2"])?;
+    let Ok(check) = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&image).output() else {
+        eprintln!("note: qemu-img is not installed; the image's structure is not checked");
+        return Ok(());
+    };
     // 3 means leaked clusters and nothing worse (qemu-img(1)).
     assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
     Ok(())

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipc::ChannelError;
 use ipc::control::{FromDevice, ToDevice};
@@ -49,12 +49,13 @@ pub enum BackEndError {
 }
 
 impl BackEnd {
-    /// Starts the process of the disk called `name`, which confines itself. Must be called on the main thread.
-    pub fn start(name: &str, tolerate: &Layers) -> Result<Self, BackEndError> {
+    /// Starts the process of the disk called `name`, which confines itself, in the control group of this `cgroup.procs`, if
+    /// there is one. Must be called on the main thread.
+    pub fn start(name: &str, cgroup: Option<&Path>, tolerate: &Layers) -> Result<Self, BackEndError> {
         let (mut link, control) = Link::new(name)?;
         // Queued before the process exists: it finds it waiting.
         link.say(&ToDevice::Prepare { log_filter: logging::filter_text() }, &[])?;
-        let program = Program { file: FILE, arguments: &["--confined"], name };
+        let program = Program { file: FILE, arguments: &["--confined"], name, cgroup };
         Ok(Self { process: Process::start(program, tolerate, control.as_fd())?, link, open: true })
     }
 

@@ -10,7 +10,7 @@ fn shell(text: &str, descriptors: Vec<BorrowedFd<'_>>) -> Launched {
     let tolerate = Layer::NAMESPACES.into_iter().collect();
     let arguments = ["sh", "-c", text].map(|a| CString::new(a).unwrap()).to_vec();
     let (program, environment) = ("/bin/sh".into(), Vec::new());
-    Launch { program, arguments, environment, descriptors, tolerate: &tolerate }.start().unwrap()
+    Launch { program, arguments, environment, descriptors, tolerate: &tolerate, cgroup: None }.start().unwrap()
 }
 
 /// A shell that waits for a word, which never comes while the pipe is kept.

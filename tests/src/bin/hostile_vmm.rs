@@ -46,6 +46,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let ended = |outcome, stats| broker.send(&FromVmm::Ended { outcome, stats }, &[]);
     match &start.command_line[..] {
         "flood" => flood(&broker),
+        "babble" => babble(&broker),
         "stay" => ended(Outcome::PowerOff, Vec::new())?,
         "hang-up" => {
             drop(broker);
@@ -53,13 +54,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
         "escape" => {
             escape(&broker)?;
-            ended(Outcome::Unsupported(CLEAR.into()), vec![(CLEAR.into(), 7)])?;
-            end()
+            return Ok(ended(Outcome::Unsupported(CLEAR.into()), vec![(CLEAR.into(), 7)])?);
         }
-        "talk" => {
-            talk()?;
-            end()
-        }
+        "talk" => return Ok(talk()?),
         other => return Err(format!("{other}: what is that?").into()),
     }
     sleep()
@@ -69,11 +66,6 @@ fn sleep() -> ! {
     loop {
         std::thread::park();
     }
-}
-
-/// Closes nothing: a debug build's library asks fcntl first, which the profile does not allow.
-fn end() -> ! {
-    std::process::exit(1)
 }
 
 fn log(text: &str) -> FromVmm {
@@ -93,6 +85,15 @@ fn flood(broker: &Channel<FromVmm, ToVmm>) {
         for message in &all {
             let _ = broker.send(message, &[]);
         }
+    }
+}
+
+/// Log events as long as they may be, as fast as they are taken.
+fn babble(broker: &Channel<FromVmm, ToVmm>) {
+    let _ = broker.send(&started("none"), &[]);
+    let long = "x".repeat(ipc::telemetry::MAX_TEXT);
+    loop {
+        let _ = broker.send(&log(&long), &[]);
     }
 }
 

@@ -76,6 +76,7 @@ impl Seat {
             environment: Vec::new(),
             descriptors: vec![null.as_fd(), null.as_fd(), words.as_fd(), control.as_fd()],
             tolerate: &Layers::new(),
+            cgroup: None,
         };
         launch.start().map_err(io::Error::other)
     }
