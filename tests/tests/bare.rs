@@ -7,6 +7,8 @@ mod apic;
 mod churn;
 #[path = "bare/code.rs"]
 mod code;
+#[path = "bare/crossings.rs"]
+mod crossings;
 #[path = "bare/debug.rs"]
 mod debug;
 #[path = "bare/exceptions.rs"]

@@ -97,6 +97,8 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         Cli if mode.ring0() => Class::ClearInterrupts,
         Sti if mode.ring0() => Class::SetInterrupts,
         Sysenter if mode.user() => Class::Gate(Gate::Enter),
+        Int if insn.code() == Code::Int_imm8 && mode.user() => Class::Gate(Gate::Interrupt(insn.immediate8())),
+        Iretd if mode.ring0() => Class::Gate(Gate::Return),
         Sysexit if insn.code() == Code::Sysexitd && mode.ring0() => Class::Gate(Gate::Exit),
         Pushfd => Class::PushFlags,
         Popfd if mode.ring0() => Class::PopFlags,

@@ -77,7 +77,7 @@ pub struct Context {
     pub fp_absent: u64,
     /// ES, CS, SS, DS, FS, GS.
     pub seg: [Segment; 6],
-    /// Current privilege level.
+    /// Current privilege level. The next field lies in the same eight bytes.
     pub cpl: u32,
     /// Not 0: a gate changed `branches`, and perhaps windows, since emitted code was entered.
     pub moved: u32,
@@ -87,6 +87,8 @@ pub struct Context {
     pub tsc_aux: u32,
     /// Guest EIP of a missed indirect branch.
     pub branch: u32,
+    /// Guest EIP of an instruction for which Rust code is to map a page when IRET goes back to it, or 0.
+    pub awaited: u32,
     /// CR0, CR2, CR3 and CR4 at their numbers; emitted code does not change them.
     pub control: [u32; 5],
     /// Host address of the window to use for each quarter of the address space.
@@ -113,6 +115,8 @@ pub struct Context {
     pub stepped: u64,
     /// Base of the segment of the last x87 memory operand, where that segment has one.
     pub x87_base: u32,
+    /// Address of the gates from ring to ring of the current address space: see `gate::crossing`.
+    pub crossings: u64,
     /// Outcomes of instructions that change segments or privilege.
     pub gates: Gates,
 }

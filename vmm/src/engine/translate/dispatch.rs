@@ -314,7 +314,7 @@ impl Translator {
                 self.part_pages();
             }
             self.tables.empty_window(index);
-            self.table_drops += 1;
+            self.routes.forget_window(index);
             if supervisor {
                 self.registry.unlink_pages(&mut self.cache);
             }
@@ -331,7 +331,9 @@ impl Translator {
         c.flags = (s.eflags & HOST_FLAGS | eflags::FIXED) as u64;
         c.interrupts = s.eflags & eflags::IF;
         c.system_flags = s.eflags & !(HOST_FLAGS | eflags::IF);
-        c.pending = vcpu.lines.any() as u64;
+        // An NMI handler's IRET lets the next NMI in, which a gate does not know.
+        c.pending = (vcpu.lines.any() || s.nmi_blocked) as u64;
+        c.awaited = self.awaited.map_or(0, |awaited| awaited.eip);
         c.tsc_offset = s.tsc_offset;
         c.tsc_aux = s.msr.tsc_aux;
         c.seg = s.seg;

@@ -140,7 +140,9 @@ pub struct Translator {
     /// What the context's gates depend on.
     gates_hold: gate::Environment,
     /// Gates between rings of other address spaces.
-    gates_kept: gate::Kept,
+    gates_kept: gate::crossing::Kept,
+    /// Where what they remember was found.
+    looked_up: gate::LookedUp,
     /// A guest page fault that emitted code met last.
     awaited: Option<dispatch::Awaited>,
     /// The table did not lead to the next block: it is to be entered there.
@@ -183,11 +185,14 @@ impl Translator {
         let (code, trampolines) = trampoline::assemble(cache.next())?;
         cache.append(&code);
         cache.keep();
+        let mut gates_kept = gate::crossing::Kept::default();
+        let mut context = Chart::new().map_err(TranslatorError::Chart)?;
+        context.crossings = gates_kept.address(None);
         let returns = ReturnStack::new(trampolines.underflow).map_err(TranslatorError::Returns)?;
         // vm.max_map_count defaults to 65,530; leave room for everything else in the process.
         let shadow = Shadow::new(ram.clone(), 48_000)?;
         Ok(Self {
-            context: Chart::new().map_err(TranslatorError::Chart)?,
+            context,
             trace: Trace::default(),
             translation: Translation::default(),
             emitter: Emitter::new(cache.next()),
@@ -214,7 +219,8 @@ impl Translator {
             fresh: Vec::new(),
             settled: false,
             gates_hold: gate::Environment::default(),
-            gates_kept: gate::Kept::default(),
+            gates_kept,
+            looked_up: gate::LookedUp::default(),
             awaited: None,
             missed: false,
             flushes: Vec::new(),
@@ -247,7 +253,7 @@ impl Translator {
         let mut flushes = std::mem::take(&mut self.flushes);
         vcpu.mmu.swap_flushes(&mut flushes);
         for flush in flushes.drain(..) {
-            self.flush_gates(&vcpu.state, flush);
+            self.flush_gates(flush);
             self.flush_churn(vcpu.state.cr3, flush);
             // One page is brought up to date at once, and only code on it would make the ways into windows wrong.
             if !matches!(flush, Flush::Page(linear) if !self.shadow.synchronise_page(&vcpu.state, linear)) {

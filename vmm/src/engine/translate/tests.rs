@@ -1,6 +1,7 @@
 //! Small programs, run by the translator and by the interpreter from the same state: everything must agree at the end.
 
 mod churn;
+mod crossings;
 mod demand;
 mod isolation;
 mod joints;

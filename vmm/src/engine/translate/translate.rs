@@ -10,6 +10,7 @@
 
 mod branch;
 mod copy;
+mod high;
 mod operand;
 mod pointers;
 mod sensitive;

@@ -22,6 +22,7 @@ use super::state::{State, Value, number, scratch, writable};
 use crate::cpu::{Segment, eflags};
 use crate::engine::translate::chart::CHART;
 use crate::engine::translate::context::{Context, NEAR, host};
+use crate::engine::translate::gate::crossing::FRAME;
 use crate::mmu::GAP;
 
 const OUTSIDE: &str = "memory operand is neither in a window nor an allowed field of the context";
@@ -70,6 +71,15 @@ pub fn anchors(insn: &Instruction) -> bool {
         && (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory)
         && insn.memory_base() == Register::R14
         && is_near(insn.memory_displacement64())
+}
+
+/// Notes a load of either end of the frame that IRET finds at r14.
+pub fn frame_ends(insn: &Instruction, frame: &mut [bool; 2]) {
+    let load = insn.code() == Code::Mov_r32_rm32 && insn.op1_kind() == OpKind::Memory;
+    if load && insn.memory_base() == Register::R14 && insn.memory_index() == Register::None {
+        let ends = [0, FRAME as u64 - 4];
+        frame.iter_mut().zip(ends).for_each(|(read, end)| *read |= insn.memory_displacement64() == end);
+    }
 }
 
 fn is_near(displacement: u64) -> bool {

@@ -275,6 +275,7 @@ impl Step<'_> {
         }
         self.registers(reached)?;
         self.state.anchored |= memory::anchors(self.insn);
+        memory::frame_ends(self.insn, &mut self.state.frame);
         Ok(())
     }
 

@@ -83,6 +83,8 @@ pub struct State {
     pub stacked: Stacked,
     /// r14 was used for an access near it, or made from ESP, since it was last moved.
     pub anchored: bool,
+    /// The first and the last word of the frame that r14 points at were read.
+    pub frame: [bool; 2],
 }
 
 impl State {
@@ -91,7 +93,7 @@ impl State {
         let mut values = [Value::Unknown; 16];
         GUEST.iter().for_each(|&g| values[g as usize] = Value::Narrow);
         values[host::ESP as usize] = Value::Stack;
-        Self { values, site: false, fp: false, stacked: Stacked::Nothing, anchored: false }
+        Self { values, site: false, fp: false, stacked: Stacked::Nothing, anchored: false, frame: [false; 2] }
     }
 
     /// At the entry of indirect branches, which have the guest EIP in r8.
@@ -120,6 +122,9 @@ impl State {
     /// Register `number` is overwritten: what was derived from it no longer belongs to it.
     pub fn set(&mut self, number: u8, value: Value) {
         self.values[number as usize & 15] = value;
+        if number == host::ESP {
+            self.frame = [false; 2];
+        }
         for v in &mut self.values {
             let stale = match *v {
                 Value::Quarter(of) | Value::Window(of) => of == number,
@@ -143,6 +148,7 @@ impl State {
         self.site &= other.site;
         self.fp &= other.fp;
         self.anchored &= other.anchored;
+        self.frame.iter_mut().zip(other.frame).for_each(|(read, other)| *read &= other);
         if self.stacked != other.stacked {
             // No rule accepts what is neither.
             self.values = [Value::Unknown; 16];

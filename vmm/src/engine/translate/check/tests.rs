@@ -245,6 +245,15 @@ fn spoilt_instructions_are_rejected() {
     assert!(seen.values().all(|n| *n >= 10), "{seen:?}");
 }
 
+/// The common code of IRET reads what the block has read before, so that it cannot fault.
+#[test]
+fn frames_are_tried_at_both_ends() {
+    let block = accepted(&corpus::interrupt_return(), Setup::Flat);
+    let mutants = mutate::frames(&block);
+    assert_eq!(mutants.len(), 12);
+    mutants.iter().for_each(|(name, mutant)| rejected(mutant, name));
+}
+
 /// Bytes that do not decode, and ones that belong to no instruction.
 #[test]
 fn broken_bytes_are_rejected() {

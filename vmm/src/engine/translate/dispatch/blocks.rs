@@ -178,6 +178,7 @@ impl Translator {
     pub(super) fn watch(&mut self, vcpu: &mut Vcpu, gpa: u64) {
         if self.registry.frame(gpa).is_none_or(|frame| !frame.watched() && !frame.mixed()) {
             vcpu.mmu.watch_code(gpa);
+            self.watch_gates(gpa);
             self.shadow.protect_frame(gpa);
         }
     }

@@ -15,13 +15,32 @@ pub(super) struct Route {
 /// Entries of [`Routes`].
 const ROUTES: usize = 2048;
 
+/// A route with the EIP and the version that it is for, and how often its window had been forgotten.
+type Taken = (u32, u64, u32, Route);
+
 /// Where execution recently went on after an exit, by guest EIP.
-pub struct Routes(Box<[Option<(u32, u64, Route)>]>);
+pub struct Routes {
+    routes: Box<[Option<Taken>]>,
+    /// By window.
+    forgotten: Vec<u32>,
+}
 
 impl Routes {
     /// No routes.
     pub fn new() -> Self {
-        Self(vec![None; ROUTES].into())
+        Self { routes: vec![None; ROUTES].into(), forgotten: Vec::new() }
+    }
+
+    /// Forgets all routes to code in `window`.
+    pub fn forget_window(&mut self, window: usize) {
+        if self.forgotten.len() <= window {
+            self.forgotten.resize(window + 1, 0);
+        }
+        self.forgotten[window] = self.forgotten[window].wrapping_add(1);
+    }
+
+    fn forgotten(&self, window: usize) -> u32 {
+        self.forgotten.get(window).copied().unwrap_or(0)
     }
 
     fn index(eip: u32, mode: Mode, cr3: u32) -> usize {
@@ -29,12 +48,14 @@ impl Routes {
     }
 
     pub(super) fn find(&self, eip: u32, mode: Mode, cr3: u32, version: u64) -> Option<Route> {
-        let (at, made, route) = self.0[Self::index(eip, mode, cr3)]?;
-        let same = at == eip && made == version && route.active.mode == mode && route.active.cr3 == cr3;
-        same.then_some(route)
+        let (at, made, forgotten, route) = self.routes[Self::index(eip, mode, cr3)]?;
+        let active = &route.active;
+        let same = at == eip && made == version && active.mode == mode && active.cr3 == cr3;
+        (same && forgotten == self.forgotten(active.code_window)).then_some(route)
     }
 
     pub(super) fn add(&mut self, eip: u32, version: u64, route: Route) {
-        self.0[Self::index(eip, route.active.mode, route.active.cr3)] = Some((eip, version, route));
+        let place = Self::index(eip, route.active.mode, route.active.cr3);
+        self.routes[place] = Some((eip, version, self.forgotten(route.active.code_window), route));
     }
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use super::{DATA, STACK, agree};
+use super::{CACHE_SIZE, DATA, STACK, agree, agree_within};
 
 /// Steps of 64 KiB that ESP is moved by without an access, and comes round the address space in.
 const ROUND: u32 = 0x1_0000;
@@ -100,4 +100,23 @@ fn the_stack_wraps() {
         a.mov(ecx, dword_ptr(esp + 0x9000_0000u32 as i32)).unwrap();
         a.mov(esp, STACK).unwrap();
     });
+}
+
+/// AH, CH, DH and BH to and from the stack: the rest of their registers and the flags stay, and nothing is interpreted.
+#[test]
+fn high_bytes_by_way_of_the_stack() {
+    let (end, translator) = agree_within(CACHE_SIZE, |a| {
+        a.push(0x1122_3344).unwrap();
+        for (register, wide) in [(ah, eax), (ch, ecx), (dh, edx), (bh, ebx)] {
+            a.mov(wide, 0x8765_4321u32).unwrap();
+            a.cmp(wide, 0x9000_0000u32 as i32).unwrap();
+            a.mov(register, byte_ptr(esp + 2)).unwrap();
+            a.mov(byte_ptr(esp + 1), register).unwrap();
+            a.adc(dword_ptr(esp), 0).unwrap();
+        }
+        a.mov(bh, byte_ptr(esp + 3)).unwrap();
+        a.pop(edi).unwrap();
+    });
+    assert_eq!((end.gpr[0], end.gpr[3], end.gpr[7]), (0x8765_2221, 0x8765_1121, 0x1122_2248));
+    assert_eq!(translator.stats.interpreted, 1, "only HLT");
 }

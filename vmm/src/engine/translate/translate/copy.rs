@@ -114,7 +114,7 @@ impl Translator<'_> {
             return Some(());
         };
         if memory.is_extended() && names_high_byte(insn) {
-            return None;
+            return self.move_high_byte(insn, &memory);
         }
         let reg = parts.modrm.unwrap_or(0) >> 3 & 7;
         self.e.with_memory(parts.prefixes, parts.opcode, reg, &memory);

@@ -8,10 +8,11 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::super::block::Leave;
 use super::super::context::{Context, host};
 use super::super::gate::Gate;
+use super::super::gate::crossing::FRAME;
 use super::super::mode::HOST_FLAGS;
 use super::Translator;
 use super::branch::{Out, Pending};
-use super::operand::{number, selector_offset};
+use super::operand::{Place, number, selector_offset};
 use crate::cpu::eflags;
 
 impl Translator<'_> {
@@ -47,12 +48,29 @@ impl Translator<'_> {
                 Register::ESP => self.e.lea32_or_mov(11, host::ESP, self.delta),
                 r => self.e.mov32(11, number(r)),
             },
+            Gate::Interrupt(vector) => self.e.mov_immediate(11, vector.into()),
+            Gate::Return => return self.return_from_interrupt(insn),
             Gate::Enter | Gate::Exit => {}
         }
         self.bring_esp(self.delta);
         self.e.mov_immediate(8, self.next);
         let leave = Leave::Gate(self.eip, insn.mnemonic(), gate);
         self.leave_through(leave, self.env.trampolines.gates[gate.index()]);
+        Some(())
+    }
+
+    /// IRETD. The common code reads the frame once more, and may not fault: so both of its ends are read here. One that
+    /// stays at ring 0 is shorter, which only means that a page is found accessed early, as by speculation (SDM vol. 3,
+    /// §4.10.2.3).
+    fn return_from_interrupt(&mut self, insn: &Instruction) -> Option<()> {
+        if self.picks() {
+            return None;
+        }
+        self.commit();
+        self.load(Register::R11D, Place::Stack(FRAME as i32 - 4));
+        self.load(Register::R8D, Place::Stack(0));
+        let leave = Leave::Gate(self.eip, insn.mnemonic(), Gate::Return);
+        self.leave_through(leave, self.env.trampolines.gates[Gate::Return.index()]);
         Some(())
     }
 

@@ -8,8 +8,8 @@ use crate::engine::translate::check::state::{State, TARGET, Value, number};
 use crate::engine::translate::context::INDEX_ENTRIES;
 use crate::engine::translate::gate::Gate;
 
-/// The register that gates take a selector in.
-const SELECTOR: u8 = 11;
+/// The register that gates take a selector or a vector in.
+const NAMED: u8 = 11;
 
 impl Step<'_> {
     /// JMP near, direct.
@@ -22,9 +22,12 @@ impl Step<'_> {
             return if self.state.site { self.left() } else { Err("an exit that names no site") };
         }
         if let Some(gate) = t.gates.iter().position(|at| *at == target && target != 0) {
-            // The first of them, by index, load a selector.
-            let named = gate >= Gate::Enter.index() || self.state.narrow(SELECTOR);
-            return match self.state.site && self.state.narrow(TARGET) && named {
+            let told = match gate {
+                _ if gate == Gate::Enter.index() || gate == Gate::Exit.index() => true,
+                _ if gate == Gate::Return.index() => self.state.frame == [true; 2],
+                _ => self.state.narrow(NAMED),
+            };
+            return match self.state.site && self.state.narrow(TARGET) && told {
                 true => self.left(),
                 false => Err("a gate that is not told everything"),
             };

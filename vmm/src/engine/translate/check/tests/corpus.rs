@@ -244,6 +244,11 @@ fn sensitive() -> Vec<Vec<u8>> {
             a.sysenter()
         }),
         assemble(|a| a.sysexit()),
+        interrupt_return(),
+        assemble(|a| {
+            a.push(eax)?;
+            a.int(0x80)
+        }),
         assemble(|a| {
             a.fld(dword_ptr(eax).fs())?;
             a.fst(qword_ptr(ebx + esi * 2).gs())?;
@@ -252,7 +257,15 @@ fn sensitive() -> Vec<Vec<u8>> {
     ]
 }
 
-/// STI and what it protects. In these, r8 holds guest data for a while, which may go where a guest EIP may: they are not
+/// IRETD with the stack pointer on its way.
+pub fn interrupt_return() -> Vec<u8> {
+    assemble(|a| {
+        a.pop(eax)?;
+        a.iretd()
+    })
+}
+
+/// STI and what it protects, and high bytes where windows are picked. In these, r8 holds guest data for a while, which may go where a guest EIP may: they are not
 /// for spoiling.
 pub fn shadows() -> Vec<Vec<u8>> {
     vec![
@@ -263,6 +276,12 @@ pub fn shadows() -> Vec<Vec<u8>> {
         assemble(|a| {
             a.push(eax)?;
             a.sti()?;
+            a.ret()
+        }),
+        assemble(|a| {
+            a.mov(ah, byte_ptr(esp + 4))?;
+            a.mov(byte_ptr(esp + 8), dh)?;
+            a.mov(bh, byte_ptr(eax + ecx).fs())?;
             a.ret()
         }),
         assemble(|a| {

@@ -71,6 +71,26 @@ fn remove(block: &Emitted, instructions: &[Instruction], at: usize) -> Option<Em
     rebuild(&shifted, &list)
 }
 
+/// Every mutant of `block`, which ends in an IRET, whose common code may meet a page that was not tried.
+pub fn frames(block: &Emitted) -> Vec<(&'static str, Emitted)> {
+    let instructions = block.instructions();
+    let mut all = Vec::new();
+    for (at, insn) in instructions.iter().enumerate().rev().filter(|(_, i)| i.code() == Code::Mov_r32_rm32).take(2) {
+        all.extend(remove(block, &instructions, at).map(|m| ("an end of the frame not read", m)));
+        for displacement in [4, 12, 20, 4096] {
+            let (_, new) = changed(insn, "", |i| {
+                i.set_memory_displacement64(displacement);
+                i.set_memory_displ_size(1);
+            });
+            all.extend(replace(block, &instructions, at, new).map(|m| ("something else read", m)));
+        }
+        // lea r14, [r14 + 4] after it
+        let moved = insert(block, &instructions, at + 1, &[0x4d, 0x8d, 0x76, 0x04]);
+        all.extend(moved.map(|m| ("the frame moved", m)));
+    }
+    all
+}
+
 /// Every mutant of `block` that changes one instruction, with what was done to it.
 pub fn spoilt(block: &Emitted) -> Vec<(&'static str, Emitted)> {
     let instructions = block.instructions();
@@ -314,6 +334,8 @@ fn needed(insn: &Instruction) -> bool {
         // Without having been moved, r14 is no less near.
         Code::Lea_r64_m => insn.op0_register() != Register::R14 || insn.memory_index() == Register::R14,
         Code::Lea_r32_m => insn.op0_register() == Register::R9D,
+        // The EIP that IRET goes to.
+        Code::Mov_r32_rm32 => insn.op0_register() == Register::R8D && insn.memory_base() == Register::R14,
         Code::Mov_rm32_r32 => {
             insn.op0_register() == insn.op1_register() && matches!(insn.op0_register(), Register::ESI | Register::EDI)
         }
