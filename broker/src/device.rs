@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 use ipc::control::{DeviceEvent, DiskConfig, FromDevice, ToDevice, ToVmm};
 use ipc::outcome::cause_chain;
 use ipc::rate::Bucket;
-use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 use policy::Layers;
 use serde_json::{Value, json};
 
@@ -25,7 +23,7 @@ use crate::disks::VhostUserBlk;
 use crate::heart::{Heart, Pulse};
 use crate::images::{self, Image};
 use crate::link::{TURN, VmmLink};
-use crate::process::manner;
+use crate::process::{ended_from_outside, manner};
 use crate::spawn::PATIENCE;
 use crate::supervise::NEWS;
 use back_end::{BackEnd, BackEndError};
@@ -306,8 +304,8 @@ impl Device {
         back_end.process.words.read_last();
         let (pid, status) = (back_end.process.pid(), back_end.process.wait());
         let how = status.map_or_else(|error| error.to_string(), manner);
-        // SIGKILL comes from outside: from us, with a reason, or from an operator or the kernel.
-        let outside = matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+        // From us, with a reason, or from an operator or the kernel.
+        let outside = status.is_ok_and(ended_from_outside);
         let doubt = self.doubt.take().unwrap_or("it died".into());
         let (reason, fault) = self.cause.take().unwrap_or((doubt, !outside));
         self.cause = Some((format!("process {pid}: {reason} ({how})"), fault));
