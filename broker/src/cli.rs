@@ -11,6 +11,7 @@ use crate::config::{self, ConfigError};
 use crate::disks::VhostUserBlk;
 use crate::images::Disk;
 use crate::limits::Limits;
+use crate::quarantine::Quarantine;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -173,6 +174,10 @@ pub struct RunOptions {
     /// sees none of the guest's RAM, only a bounce region (8M unless given). These disks come after those of --disk
     #[arg(long, value_name = "socket=PATH[,bounce=SIZE]", value_parser = VhostUserBlk::parse)]
     pub vhost_user_blk: Vec<VhostUserBlk>,
+    /// Where to keep requests that crash a disk's process, for its fuzzer: a directory, or none. They are guest data, and
+    /// readable by you alone. Unless given: $XDG_STATE_HOME/bulkhead/quarantine, or that below ~/.local/state
+    #[arg(long, value_name = "DIR|none")]
+    pub quarantine: Option<Quarantine>,
     /// What executes guest code: auto, translate or interp
     #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = ["auto", "translate", "interp"])]
     pub engine: String,

@@ -41,6 +41,7 @@ struct File {
     stats: bool,
     json: bool,
     allow_missing: Vec<LayerName>,
+    quarantine: Option<String>,
     limits: Option<toml::Spanned<LimitsTable>>,
     disk: Vec<DiskTable>,
     vhost_user_blk: Vec<BackEndTable>,
@@ -142,6 +143,8 @@ fn parse(text: &str, dir: &Path) -> Result<Vec<OsString>, String> {
     // A console may be a file, which is one if it has a slash in it.
     let console = file.console.map(|c| if c.contains('/') { dir.join(c) } else { c.into() });
     arguments.option("--console", console);
+    let quarantine = file.quarantine.map(|q| if q == "none" { q.into() } else { dir.join(q) });
+    arguments.option("--quarantine", quarantine);
     arguments.option("--append", file.append);
     arguments.option("--memory", file.memory.map(|memory| memory.0));
     arguments.option("--engine", file.engine.map(|engine| engine.name()));
@@ -251,6 +254,7 @@ mod tests {
             cpu = "max,-avx2"
             console = "./log"
             no-reboot = true
+            quarantine = "crashes"
             allow-missing = ["landlock"]
             [limits]
             memory = "1G"
@@ -277,6 +281,7 @@ mod tests {
             "--kernel=/etc/guests/vmlinuz",
             "--initrd=/boot/initrd",
             "--console=/etc/guests/./log",
+            "--quarantine=/etc/guests/crashes",
             "--append=-console=ttyS0",
             "--memory=256M",
             "--engine=interp",

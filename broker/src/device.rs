@@ -5,30 +5,32 @@
 //! pause and no error; when none is to be had, the vmm is told, and the guest gets errors.
 
 pub mod back_end;
+mod blame;
+mod news;
 mod patience;
 pub mod table;
+mod watch;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ipc::control::{DeviceEvent, DiskConfig, FromDevice, ToDevice, ToVmm};
+use ipc::control::{DiskConfig, FromDevice, ToVmm};
 use ipc::outcome::cause_chain;
 use ipc::rate::Bucket;
-use nix::sys::signal::Signal;
-use nix::sys::wait::WaitStatus;
 use policy::Layers;
-use serde_json::{Value, json};
 
 use crate::disks::VhostUserBlk;
-use crate::heart::{Heart, Pulse};
+use crate::heart::Heart;
 use crate::images::{self, Image};
 use crate::link::{TURN, VmmLink};
-use crate::process::manner;
+use crate::process::{ended_from_outside, manner};
+use crate::quarantine::Quarantine;
 use crate::spawn::PATIENCE;
 use crate::supervise::NEWS;
 use back_end::{BackEnd, BackEndError};
+use blame::Blame;
 use patience::Patience;
 use table::{Action, Event, State};
 
@@ -36,11 +38,6 @@ use table::{Action, Event, State};
 const LEAVING: Duration = Duration::from_millis(500);
 /// Between two questions whether it is there, and silence that means that it hangs.
 const BEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
-/// When what found the vmm's channel full is said again.
-const AGAIN: Duration = Duration::from_millis(100);
-/// Why a process that somebody stopped was ended. The vmm's patience with it may end before ours: both say the same.
-const STOPPED: &str = "somebody stopped it";
-
 /// Who serves a disk.
 #[derive(Debug)]
 pub enum Source {
@@ -77,6 +74,7 @@ pub struct Device {
     owed: bool,
     /// How often its driver's faults are told: a guest makes as many as it likes.
     news: Bucket,
+    blame: Blame,
 }
 
 /// What a device may need of others.
@@ -84,6 +82,8 @@ pub struct Context<'a> {
     /// None while the machine is being started.
     pub vmm: Option<&'a mut VmmLink>,
     pub tolerate: &'a Layers,
+    /// Where requests are kept that crash their process.
+    pub quarantine: &'a Quarantine,
 }
 
 impl Device {
@@ -106,6 +106,7 @@ impl Device {
             down: None,
             owed: false,
             news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
+            blame: Blame::default(),
         }
     }
 
@@ -126,15 +127,17 @@ impl Device {
     /// Waits until it is served, and takes the connection for the vmm. For the start of a machine.
     pub fn first_connection(&mut self, tolerate: &Layers) -> Result<UnixStream, BackEndError> {
         let until = Instant::now() + PATIENCE;
+        let mut nobody = Context { vmm: None, tolerate, quarantine: &Quarantine::None };
         loop {
             if let Some(stream) = self.stream.take_if(|_| self.state == State::Serving) {
                 self.connections += 1;
+                self.blame.connected();
                 return Ok(stream);
             }
             let Some(back_end) = &mut self.back_end else {
                 // Somebody else's was connected to by `start`.
-                self.happened(Event::Ready, &mut Context { vmm: None, tolerate });
-                self.happened(Event::Opened, &mut Context { vmm: None, tolerate });
+                self.happened(Event::Ready, &mut nobody);
+                self.happened(Event::Opened, &mut nobody);
                 continue;
             };
             let message = match back_end.link.await_one(until) {
@@ -146,19 +149,9 @@ impl Device {
                 Err(error) => return Err(error.into()),
             };
             if let Some(event) = self.heard(message, tolerate)? {
-                self.happened(event, &mut Context { vmm: None, tolerate });
+                self.happened(event, &mut nobody);
             }
         }
-    }
-
-    /// What is to be seen of it.
-    pub fn report(&self) -> Value {
-        let what = match &self.source {
-            Source::Own(image) => images::describe(&image.disk),
-            Source::Foreign(disk) => format!("served at {}", disk.socket.display()),
-        };
-        let state = format!("{:?}", self.state).to_lowercase();
-        json!({ "name": self.name, "state": state, "what": what, "replaced": self.connections.saturating_sub(1) })
     }
 
     /// What a message of its process means.
@@ -251,8 +244,12 @@ impl Device {
     fn connect(&mut self, context: &mut Context<'_>) {
         let Some(vmm) = &mut context.vmm else { return };
         let Some(stream) = self.stream.take() else { return };
-        match vmm.say(&ToVmm::Replace { device: self.number }, &[stream.as_fd()]) {
-            Ok(()) => self.connections += 1,
+        let fault = self.blame.verdict();
+        match vmm.say(&ToVmm::Replace { device: self.number, fault }, &[stream.as_fd()]) {
+            Ok(()) => {
+                self.connections += 1;
+                self.blame.connected();
+            }
             // The process sees that its connection is over, and ends.
             Err(error) => tracing::warn!("{}: the vmm does not take its connection: {error}", self.name),
         }
@@ -288,6 +285,8 @@ impl Device {
         let now = Instant::now();
         self.down.get_or_insert(now);
         let (reason, fault) = self.cause.take().unwrap_or(("its connection is over".into(), true));
+        // How somebody else's process ended is not for us to know.
+        self.blame.ended(fault && matches!(self.source, Source::Own(_)));
         match self.patience.ended(fault, now) {
             Some(due) => {
                 tracing::warn!("{}: {reason}; another is tried", self.name);
@@ -306,8 +305,8 @@ impl Device {
         back_end.process.words.read_last();
         let (pid, status) = (back_end.process.pid(), back_end.process.wait());
         let how = status.map_or_else(|error| error.to_string(), manner);
-        // SIGKILL comes from outside: from us, with a reason, or from an operator or the kernel.
-        let outside = matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+        // From us, with a reason, or from an operator or the kernel.
+        let outside = status.is_ok_and(ended_from_outside);
         let doubt = self.doubt.take().unwrap_or("it died".into());
         let (reason, fault) = self.cause.take().unwrap_or((doubt, !outside));
         self.cause = Some((format!("process {pid}: {reason} ({how})"), fault));
@@ -351,83 +350,6 @@ impl Device {
         self.patience.renew();
         self.cause = Some(("the operator wants another".into(), false));
         self.happened(Event::Restart, context);
-    }
-
-    /// The vmm has something to say of connection `connection`.
-    pub fn reported(&mut self, connection: u64, event: DeviceEvent, context: &mut Context<'_>) {
-        if connection + 1 != self.connections {
-            return;
-        }
-        match event {
-            DeviceEvent::Lost(reason) => {
-                tracing::debug!("{}: the vmm has lost it: {reason}", self.name);
-                if self.back_end.is_none() {
-                    self.cause = Some((format!("its back end is gone: {reason}"), true));
-                    self.happened(Event::Lost, context);
-                    return self.happened(Event::Exited, context);
-                }
-                self.happened(Event::Lost, context);
-            }
-            DeviceEvent::Restored => {
-                // Once for each time that it was gone: the vmm may say so as often as it likes.
-                if let Some(since) = self.down.take() {
-                    tracing::info!("{}: it is served again, after {} ms", self.name, since.elapsed().as_millis());
-                }
-            }
-            DeviceEvent::NeedsReset(reason) if self.news.take(Instant::now()) => {
-                tracing::warn!("{}: it asked the guest's driver for a reset: {reason}", self.name);
-            }
-            DeviceEvent::NeedsReset(_) => {}
-        }
-    }
-
-    /// Does what time demands.
-    pub fn turn(&mut self, now: Instant, context: &mut Context<'_>) {
-        if self.until.is_some_and(|until| until <= now) {
-            self.until = None;
-            match self.state {
-                State::Pausing => self.happened(Event::Due, context),
-                _ => {
-                    let stopped = self.back_end.as_ref().is_some_and(|back_end| back_end.process.stopped());
-                    let doubt = self.doubt.take().unwrap_or("it took too long".into());
-                    self.cause.get_or_insert(if stopped { (STOPPED.into(), false) } else { (doubt, true) });
-                    self.happened(Event::Late, context);
-                }
-            }
-        }
-        self.settle(context);
-        if self.state == State::Serving && self.back_end.is_some() {
-            self.beat(now, context);
-        }
-    }
-
-    fn beat(&mut self, now: Instant, context: &mut Context<'_>) {
-        let Some(back_end) = &mut self.back_end else { return };
-        match self.heart.turn(now) {
-            Pulse::Calm => {}
-            // A channel that is full means that it does not read: silence tells.
-            Pulse::Ask(number) => drop(back_end.link.say(&ToDevice::Beat(number), &[])),
-            Pulse::Silent(long) => match back_end.process.stuck() {
-                true => {
-                    tracing::warn!("{}: its process is stuck in the kernel: is the medium dead?", self.name);
-                    // SIGKILL would not end it either: it is asked again.
-                    self.heart = Heart::new(now, BEAT.0, BEAT.1);
-                }
-                false => {
-                    let stopped = back_end.process.stopped();
-                    let silent = || format!("it has not answered for {} s", long.as_secs());
-                    self.cause = Some((if stopped { STOPPED.into() } else { silent() }, !stopped));
-                    self.happened(Event::Silent, context);
-                }
-            },
-        }
-    }
-
-    /// When to call [`Self::turn`] at the latest.
-    pub fn next(&self) -> Option<Instant> {
-        let beat = (self.state == State::Serving && self.back_end.is_some()).then(|| self.heart.next());
-        let owed = self.owed.then(|| Instant::now() + AGAIN);
-        [self.until, beat, owed].into_iter().flatten().min()
     }
 
     /// Its process, if there is one.

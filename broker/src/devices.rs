@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::device::{Context, Device};
 use crate::inspect;
 use crate::link::VmmLink;
+use crate::quarantine::Quarantine;
 
 /// How long processes may take to end after their vmm, before they are killed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -20,6 +21,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct Devices {
     devices: Vec<Device>,
     tolerate: Layers,
+    quarantine: Quarantine,
     /// The machine is at its end: who goes is not replaced.
     retired: bool,
 }
@@ -37,8 +39,8 @@ pub enum Part {
 
 impl Devices {
     /// Takes over devices that are served.
-    pub fn new(devices: Vec<Device>, tolerate: Layers) -> Self {
-        Self { devices, tolerate, retired: false }
+    pub fn new(devices: Vec<Device>, tolerate: Layers, quarantine: Quarantine) -> Self {
+        Self { devices, tolerate, quarantine, retired: false }
     }
 
     /// What is to be waited for: device, part, descriptor. All are for input.
@@ -62,7 +64,7 @@ impl Devices {
     /// Serves one part of device `index`.
     pub fn serve(&mut self, index: usize, part: Part, vmm: &mut VmmLink) {
         let Some(device) = self.devices.get_mut(index).filter(|_| !self.retired) else { return };
-        let mut context = Context { vmm: Some(vmm), tolerate: &self.tolerate };
+        let mut context = Context { vmm: Some(vmm), tolerate: &self.tolerate, quarantine: &self.quarantine };
         match part {
             Part::End => device.exited(&mut context),
             Part::Link => device.hear(&mut context),
@@ -73,7 +75,7 @@ impl Devices {
     /// The vmm has news of device number `number`.
     pub fn reported(&mut self, number: u16, connection: u64, event: DeviceEvent, vmm: &mut VmmLink) {
         if let Some(device) = self.devices.get_mut(usize::from(number)).filter(|_| !self.retired) {
-            let mut context = Context { vmm: Some(vmm), tolerate: &self.tolerate };
+            let mut context = Context { vmm: Some(vmm), tolerate: &self.tolerate, quarantine: &self.quarantine };
             device.reported(connection, event, &mut context);
         }
     }
@@ -81,7 +83,7 @@ impl Devices {
     /// The operator wants another process behind the device called `name`. False if there is none of this name.
     pub fn restart(&mut self, name: &str, vmm: &mut VmmLink) -> bool {
         let Some(device) = self.devices.iter_mut().find(|device| device.name == name) else { return false };
-        device.restart(&mut Context { vmm: Some(vmm), tolerate: &self.tolerate });
+        device.restart(&mut Context { vmm: Some(vmm), tolerate: &self.tolerate, quarantine: &self.quarantine });
         true
     }
 
@@ -97,7 +99,7 @@ impl Devices {
     /// Does what time demands.
     pub fn turn(&mut self, now: Instant, vmm: &mut VmmLink) {
         for device in self.devices.iter_mut().filter(|_| !self.retired) {
-            device.turn(now, &mut Context { vmm: Some(vmm), tolerate: &self.tolerate });
+            device.turn(now, &mut Context { vmm: Some(vmm), tolerate: &self.tolerate, quarantine: &self.quarantine });
         }
     }
 

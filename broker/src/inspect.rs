@@ -51,9 +51,10 @@ pub fn text(machine: &Value) -> String {
     for device in machine["devices"].as_array().into_iter().flatten() {
         let (name, state) = (word(&device["name"]), word(&device["state"]));
         text.push_str(&format!(
-            "{name}: {state}, {}; replaced {} times\n",
+            "{name}: {state}, {}; replaced {} times, {} requests set aside\n",
             word(&device["what"]),
-            word(&device["replaced"])
+            word(&device["replaced"]),
+            word(&device["quarantined"])
         ));
     }
     text

@@ -46,6 +46,7 @@ impl Telling for FromVmm {
             Self::Started { protocol, engine, .. } => vec![protocol, engine],
             Self::Rebooted { cause } => vec![cause],
             Self::Device { event: DeviceEvent::Lost(text) | DeviceEvent::NeedsReset(text), .. } => vec![text],
+            Self::Device { event: DeviceEvent::Quarantined(specimen), .. } => vec![&mut specimen.what],
             Self::Ended { outcome, stats } => {
                 outcome.text().into_iter().chain(stats.iter_mut().map(|(name, _)| name)).collect()
             }
@@ -156,6 +157,7 @@ impl<Out, In> AsFd for Link<Out, In> {
 #[cfg(test)]
 mod tests {
     use ipc::control::{Phase, Prepare, Start};
+    use ipc::specimen::Specimen;
 
     use super::*;
 
@@ -209,6 +211,7 @@ mod tests {
             FromVmm::Rebooted { cause: bad() },
             device(DeviceEvent::Lost(bad())),
             device(DeviceEvent::NeedsReset(bad())),
+            device(DeviceEvent::Quarantined(Box::new(Specimen { what: bad(), ..Specimen::default() }))),
         ];
         messages.extend([Outcome::Reset, Outcome::Unsupported, Outcome::StartFailed].map(|o| ended(o(bad()), vec![])));
         messages.push(ended(Outcome::PowerOff, vec![(bad(), 1)]));

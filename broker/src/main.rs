@@ -24,6 +24,7 @@ mod logging;
 mod manual;
 mod notify;
 mod process;
+mod quarantine;
 mod relay;
 mod resources;
 mod run;

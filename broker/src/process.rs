@@ -169,11 +169,25 @@ fn admitted(missing: &[String], tolerate: &Layers) -> Result<Layers, ProcessErro
     }
 }
 
+/// Whether a process was ended by somebody else: by SIGKILL, which the kernel's out-of-memory killer uses too, or any other
+/// signal that no fault of its own raises. It handles those that a fault raises, and tells who sent them.
+pub fn ended_from_outside(status: WaitStatus) -> bool {
+    use Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+    match status {
+        WaitStatus::Signaled(_, signal, _) => {
+            ![SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP].contains(&signal)
+        }
+        WaitStatus::Exited(_, code) => code == last_words::FOREIGN,
+        _ => false,
+    }
+}
+
 /// How a process died. In its PID namespace a process tells of a deadly signal by its exit code.
 pub fn manner(status: WaitStatus) -> String {
     match status {
         WaitStatus::Signaled(_, signal, _) => format!("signal {signal}"),
         WaitStatus::Exited(_, last_words::VIOLATION) => "it broke its profile".into(),
+        WaitStatus::Exited(_, last_words::FOREIGN) => "a signal of another process".into(),
         WaitStatus::Exited(_, code) => match Signal::try_from(code - 128) {
             Ok(signal) => format!("{signal}, by its own account"),
             Err(_) => format!("exit code {code}"),

@@ -11,6 +11,7 @@ use crate::device::back_end::BackEndError;
 use crate::devices::Devices;
 use crate::logging;
 use crate::process::manner;
+use crate::quarantine::{Quarantine, QuarantineError};
 use crate::relay::Relay;
 use crate::resources::{ResourceError, Resources};
 use crate::runtime::{self, RuntimeError, Socket};
@@ -25,6 +26,8 @@ use crate::terminal::RawTerminal;
 pub enum RunError {
     #[error("the machine was not started")]
     Resources(#[from] ResourceError),
+    #[error("the machine was not started")]
+    Quarantine(#[from] QuarantineError),
     #[error("the machine was not started")]
     Spawn(#[from] SpawnError),
     #[error("the machine was not started")]
@@ -81,6 +84,7 @@ pub fn run(options: &RunOptions) -> u8 {
 
 fn supervised(options: &RunOptions) -> Result<End, RunError> {
     let mut resources = Resources::open(options)?;
+    options.quarantine.iter().try_for_each(Quarantine::prepare)?;
     let output = resources.output.take();
     let signals = StopSignals::new().map_err(RunError::Signals)?;
     let socket = Socket::open(&name(options))?;
@@ -127,7 +131,10 @@ fn start(options: &RunOptions, mut resources: Resources, group: Option<&Cgroup>)
         connected.push((device.config(), stream.map_err(|error| RunError::Disk(device.name.clone(), error))?));
     }
     // Kernel and initrd are the vmm's from here on; the images stay, for a device that is to be replaced.
-    Ok((vmm.start(options, &resources, connected)?, Devices::new(devices, tolerate)))
+    Ok((
+        vmm.start(options, &resources, connected)?,
+        Devices::new(devices, tolerate, options.quarantine.clone().unwrap_or_default()),
+    ))
 }
 
 /// Says how it ended, prints counters, and finds the exit code.

@@ -108,6 +108,8 @@ impl Device {
         M: GuestMemory,
         M::Bitmap: 'static,
     {
+        #[cfg(feature = "faulty")]
+        crate::faulty::before(operation);
         let writable = || gather(mem, request.writable, Permissions::Write);
         match operation {
             Operation::Read { offset } => self.disk.read(&writable()?, offset, scratch),

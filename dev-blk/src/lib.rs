@@ -23,6 +23,8 @@ pub mod confined;
 pub mod control;
 pub mod device;
 pub mod disk;
+#[cfg(feature = "faulty")]
+pub mod faulty;
 pub mod inherit;
 pub mod options;
 pub mod queue;

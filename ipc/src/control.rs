@@ -54,6 +54,9 @@ pub enum ToVmm {
     Replace {
         /// Number of the device, as in [`Start::disks`].
         device: u16,
+        /// The process behind the connection before this one ended by its own fault, and no signal from outside: one of
+        /// the requests that it had may be to blame.
+        fault: bool,
     },
     /// No process will be behind this device: what is outstanding and what comes fails, until it is replaced.
     Abandon {
@@ -153,7 +156,7 @@ impl Message for ToVmm {
         match self {
             Self::Prepare(prepare) => prepare.validate(),
             Self::Start(start) => start.validate(),
-            Self::Replace { device } | Self::Abandon { device } => device::validate_number(*device),
+            Self::Replace { device, .. } | Self::Abandon { device } => device::validate_number(*device),
             Self::PowerButton | Self::Beat(_) | Self::Stop => Ok(()),
         }
     }
@@ -188,7 +191,7 @@ impl Message for FromVmm {
             Self::Ready { missing, .. } => missing.iter().try_for_each(|name| short(name)),
             Self::Started { protocol, engine, .. } => short(protocol).and(short(engine)),
             Self::Rebooted { cause } => short(cause),
-            Self::Device { device, event, .. } => device::validate_number(*device).and(short(event.reason())),
+            Self::Device { device, event, .. } => device::validate_number(*device).and(event.validate()),
             Self::Alive(_) => Ok(()),
             Self::Log(record) => record.validate(),
             Self::Ended { stats, .. } if stats.len() > MAX_COUNTERS => Err(format!("{} counters", stats.len())),

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of all messages.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Largest packet in bytes.
 pub const MAX_PACKET: usize = 64 << 10;
 

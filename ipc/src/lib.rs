@@ -2,8 +2,10 @@
 //!
 //! Knows the standard library, nix, postcard and memfd; nothing of what the messages are about. [`channel`] carries one
 //! message a packet, with descriptors; [`control`] has the messages and the one table that says which is permitted when;
-//! [`uplink`] is a confined process's end of its conversation with the broker; [`shm`] makes sealed memory to share; [`spin`] is how long one looks for the other before it sleeps; [`telemetry`] takes what a confined process logs to the broker, which alone can
-//! write it anywhere; [`outcome`] is how a machine ends.
+//! [`uplink`] is a confined process's end of its conversation with the broker; [`shm`] makes sealed memory to share; [`spin`]
+//! is how long one looks for the other before it sleeps; [`telemetry`] takes what a confined process logs to the broker, which
+//! alone can write it anywhere; [`specimen`] is a request that crashed its device, as it is kept; [`outcome`] is how a machine
+//! ends.
 //!
 //! Every byte from another process is hostile: a packet has a maximum size, must be of our version, must be the next in
 //! order, must decode completely, must carry exactly the descriptors that it says, and must be permitted in the state
@@ -16,6 +18,7 @@ pub mod outcome;
 pub mod rate;
 pub mod scm;
 pub mod shm;
+pub mod specimen;
 pub mod spin;
 pub mod telemetry;
 pub mod uplink;

@@ -11,6 +11,7 @@
 mod line;
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use syscalls::Sysno;
@@ -20,6 +21,9 @@ use line::Line;
 
 /// Exit code of a process that broke its profile: 128 + SIGSYS.
 pub const VIOLATION: i32 = 128 + libc::SIGSYS;
+
+/// Exit code of a process that was sent a deadly signal by another: it is not to blame.
+pub const FOREIGN: i32 = 126;
 
 /// Signals that mean that the process is at its end, beside SIGSYS.
 const FATAL: [Signal; 6] =
@@ -34,11 +38,14 @@ struct Known {
 }
 
 static KNOWN: OnceLock<Known> = OnceLock::new();
+/// Our process id as we see it, which no other process has.
+static OWN: AtomicI32 = AtomicI32::new(0);
 
 /// Installs the handlers for faults, aborts and violations. An engine with handlers of its own installs them after, and
 /// hands on to these what is not its own.
 pub fn install() -> nix::Result<()> {
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
+    OWN.store(std::process::id() as i32, Ordering::Relaxed);
     let on = |signal, handler| {
         let action = SigAction::new(SigHandler::SigAction(handler), flags, SigSet::all());
         // SAFETY: the handlers make system calls on data of their own, and read one initialised-once value.
@@ -58,7 +65,8 @@ pub(crate) fn explain(profile: &Profile) {
     let _ = KNOWN.set(Known { role, file, lines });
 }
 
-extern "C" fn on_violation(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_violation(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    end_if_sent(signal, info);
     // SAFETY: the kernel passes a valid ucontext to a handler with SA_SIGINFO.
     let registers = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let register = |r: libc::c_int| registers[r as usize] as u64;
@@ -102,6 +110,7 @@ extern "C" fn on_fatal(signal: i32, info: *mut libc::siginfo_t, context: *mut li
         let registers = (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         (registers[libc::REG_RIP as usize] as u64, (*info).si_addr() as u64)
     };
+    end_if_sent(signal, info);
     let name = Signal::try_from(signal).map_or("a signal", Signal::as_str);
     let mut line = Line::new();
     line.text("bulkhead: ").text(KNOWN.get().map_or("process", |k| k.role)).text(" thread ").number(thread());
@@ -111,6 +120,19 @@ extern "C" fn on_fatal(signal: i32, info: *mut libc::siginfo_t, context: *mut li
     }
     line.text(": a bug, or an attack");
     end(&line, 128 + signal)
+}
+
+/// Ends the process without blame if another one sent `signal`. What the kernel found has a positive code, and an abort is
+/// sent by the process itself (sigaction(2)).
+fn end_if_sent(signal: i32, info: *const libc::siginfo_t) {
+    // SAFETY: the kernel passes a valid siginfo to a handler with SA_SIGINFO; both are plain integers.
+    let (code, sender) = unsafe { ((*info).si_code, (*info).si_pid()) };
+    if code <= 0 && sender != OWN.load(Ordering::Relaxed) {
+        let mut line = Line::new();
+        line.text("bulkhead: ").text(KNOWN.get().map_or("process", |k| k.role)).text(" was sent ");
+        line.text(Signal::try_from(signal).map_or("a signal", Signal::as_str)).text(" by another process");
+        end(&line, FOREIGN)
+    }
 }
 
 fn thread() -> u64 {

@@ -11,6 +11,9 @@ use std::sync::OnceLock;
 
 use crate::lock::Lock;
 
+/// Those with the programs of a machine. Built together, whatever is built of them: their dependencies then have one form.
+const PACKAGES: [&str; 6] = ["--package", "bulkhead", "--package", "vmm", "--package", "dev-blk"];
+
 /// The repository's top directory.
 pub fn root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -46,21 +49,36 @@ pub fn dev_blk() -> io::Result<PathBuf> {
     Ok(built()?.join("bulkhead-dev-blk"))
 }
 
+/// Puts the programs into `dir`, with a disk process that some requests really crash (`dev-blk/src/faulty.rs`); the path of
+/// `bulkhead` there, which starts those beside it.
+pub fn with_faulty_disk(dir: &Path) -> io::Result<PathBuf> {
+    let release = built()?;
+    cargo_build(&[&PACKAGES[..], &["--features", "dev-blk/faulty", "--bin", "faulty-dev-blk"]].concat())?;
+    let programs = [("bulkhead", "bulkhead"), ("bulkhead-vmm", "bulkhead-vmm"), ("faulty-dev-blk", "bulkhead-dev-blk")];
+    for (from, to) in programs {
+        std::fs::copy(release.join(from), dir.join(to))?;
+    }
+    Ok(dir.join("bulkhead"))
+}
+
 /// The directory of the release build, which is made once per process.
 fn built() -> io::Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || cargo_build(&[&PACKAGES[..], &["--bins"]].concat());
     BUILT.get_or_init(|| build().map_err(|error| error.to_string())).clone().map_err(io::Error::other)
 }
 
-fn build() -> io::Result<PathBuf> {
+/// Brings what `what` names up to date in the release build, and returns that one's directory.
+fn cargo_build(what: &[&str]) -> io::Result<PathBuf> {
     let target = target_dir();
     let _lock = Lock::on(&target.join("harness"))?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // Past the test harness's capture: from a clean tree this takes a minute or two, during which tests seem stuck.
     let _ = writeln!(io::stderr(), "note: bringing the release build of bulkhead up to date");
     let output = Command::new(&cargo)
-        .args(["build", "--release", "--quiet", "--package", "bulkhead", "--package", "vmm", "--package", "dev-blk"])
-        .args(["--bins", "--target-dir"])
+        .args(["build", "--release", "--quiet"])
+        .args(what)
+        .arg("--target-dir")
         .arg(&target)
         .current_dir(root())
         .stdin(Stdio::null())

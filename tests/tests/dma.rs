@@ -64,7 +64,7 @@ fn several_queues_are_served_and_survive_their_process() -> Outcome {
             driver.until(|driver, _| matches!(driver.events().last(), Some(DeviceEvent::Lost(_))));
             let next = served(dir.path(), QUEUES)?;
             daemon = next.0;
-            driver.device.replace(next.1);
+            driver.device.replace(next.1, false);
             driver.finish();
             for slot in 0..SLOTS {
                 assert!(driver.submit(slot, None));
@@ -112,7 +112,7 @@ fn a_reset_waits_for_a_process_that_may_still_write() -> Outcome {
     while driver.serve(Duration::from_millis(20)) {}
     assert_ne!(driver.status(), 0, "nobody said that it has ended");
     let (_daemon, socket) = served(dir.path(), 1)?;
-    driver.device.replace(socket);
+    driver.device.replace(socket, false);
     driver.reset_slowly();
     driver.start(true);
     driver.submit(0, None);

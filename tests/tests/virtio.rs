@@ -16,6 +16,9 @@ use tests::vhost::session::{Reaction, request};
 use vmm::chipset::PciFunction;
 use vmm::virtio::DeviceEvent;
 
+#[path = "virtio/hunt.rs"]
+mod hunt;
+
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const NEEDS_RESET: u8 = 0x40;
@@ -87,7 +90,7 @@ fn a_dead_process_is_replaced_under_load_and_each_request_completes_once() -> Ou
         kill(&disk, thread, &mut driver);
         disk.switch(|s| s.hold = false);
         let (socket, next) = connect(disk.clone())?;
-        driver.device.replace(socket);
+        driver.device.replace(socket, false);
         thread = next;
         found.extend(driver.finish());
         for (slot, status, data) in found.into_iter().filter(|(slot, ..)| !writes.contains(slot)) {
@@ -137,7 +140,7 @@ fn a_replacement_must_be_able_to_go_on() -> Outcome {
     kill(&disk, thread, &mut driver);
     disk.switch(|s| s.size = 2 * SIZE);
     let (socket, thread) = connect(disk.clone())?;
-    driver.device.replace(socket);
+    driver.device.replace(socket, false);
     driver.submit(0, None);
     assert_eq!(driver.finish(), [(0, 0, 1)]);
     assert_eq!(driver.messages().iter().filter(|data| **data == 100).count(), 1);
@@ -146,7 +149,7 @@ fn a_replacement_must_be_able_to_go_on() -> Outcome {
     kill(&disk, thread, &mut driver);
     disk.switch(|s| s.features &= !(1 << 9));
     let (socket, _thread) = connect(disk.clone())?;
-    driver.device.replace(socket);
+    driver.device.replace(socket, false);
     driver.until(|driver, _| driver.status() & NEEDS_RESET != 0);
     assert_eq!(driver.messages(), [100]);
     driver.reset();
@@ -165,7 +168,7 @@ fn a_replacement_with_more_queues_serves_those_that_there_are() -> Outcome {
     kill(&disk, thread, &mut driver);
     disk.switch(|s| s.queues = 4);
     let (socket, _thread) = connect(disk.clone())?;
-    driver.device.replace(socket);
+    driver.device.replace(socket, false);
     // A device that is told of the further queues takes their places for those of the one it serves.
     driver.submit(0, Some(1));
     assert_eq!(driver.finish(), [(0, 0, 1)]);
@@ -207,7 +210,7 @@ fn without_a_process_for_good_requests_fail() -> Outcome {
     assert_eq!(driver.status(), 0xf);
     disk.switch(|s| s.hold = false);
     let (socket, _thread) = connect(disk.clone())?;
-    driver.device.replace(socket);
+    driver.device.replace(socket, false);
     driver.submit(7, None);
     assert_eq!(driver.finish(), [(7, 0, 0)]);
     Ok(())
@@ -241,7 +244,7 @@ fn a_process_that_stalls_later_is_given_up() -> Outcome {
         driver.until(|driver, _| !driver.events().is_empty());
         disk.switch(|s| s.reactions.clear());
         let (socket, _thread) = connect(disk.clone())?;
-        driver.device.replace(socket);
+        driver.device.replace(socket, false);
         if code == request::GET_VRING_BASE {
             driver.start(true);
         }
@@ -262,7 +265,7 @@ fn a_process_that_leaves_after_the_handshake_stays_lost() -> Outcome {
     for round in 0..200 {
         let (socket, thread) = connect(disk.clone())?;
         let before = driver.events().len();
-        driver.device.replace(socket);
+        driver.device.replace(socket, false);
         driver.until(|driver, _| driver.events()[before..].iter().any(|e| matches!(e, DeviceEvent::Lost(_))));
         thread.join().unwrap();
         while driver.serve(Duration::from_millis(1)) {}
@@ -271,7 +274,7 @@ fn a_process_that_leaves_after_the_handshake_stays_lost() -> Outcome {
     }
     disk.switch(|s| s.reactions.clear());
     let (socket, _thread) = connect(disk.clone())?;
-    driver.device.replace(socket);
+    driver.device.replace(socket, false);
     driver.submit(0, None);
     assert_eq!(driver.finish(), [(0, 0, 0)]);
     Ok(())
@@ -322,7 +325,7 @@ fn hostile_processes_reach_nothing_and_keep_nothing() -> Outcome {
         kill(&disk, thread, &mut driver);
         for life in 0..5 {
             let (socket, thread) = connect(Hostile::new(1000 * seed + life, 40))?;
-            driver.device.replace(socket);
+            driver.device.replace(socket, false);
             while !thread.is_finished() {
                 for _ in 0..rng.random_range(0..5) {
                     driver.submit(rng.random_range(0..SLOTS), rng.random::<bool>().then_some(3));
@@ -341,7 +344,7 @@ fn hostile_processes_reach_nothing_and_keep_nothing() -> Outcome {
         driver.reset();
         driver.start(true);
         let (socket, _thread) = connect(disk.clone())?;
-        driver.device.replace(socket);
+        driver.device.replace(socket, false);
         driver.submit(0, Some(9));
         assert_eq!(driver.finish(), [(0, 0, 9)]);
         driver.submit(0, None);

@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 const GOOD: Duration = Duration::from_secs(10);
 /// Faults in a row after which nothing is tried any more.
 const MOST: u32 = 8;
-/// The pause after the second fault; each further one doubles it.
+/// Faults in a row that are answered at once: so many does it cost to find a request that crashes its process.
+const HUNT: u32 = 3;
+/// How often faults are forgotten because such a request was found. A guest may have any number of them.
+const PARDONS: u32 = 16;
+/// The pause after the first fault beyond those; each further one doubles it.
 const FIRST: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -18,6 +22,7 @@ const SPACING: Duration = Duration::from_millis(50);
 #[derive(Debug, Default)]
 pub struct Patience {
     faults: u32,
+    pardons: u32,
     launched: Option<Instant>,
     serving: Option<Instant>,
 }
@@ -35,7 +40,14 @@ impl Patience {
 
     /// An operator wants another try, whatever happened before.
     pub fn renew(&mut self) {
-        self.faults = 0;
+        (self.faults, self.pardons) = (0, 0);
+    }
+
+    /// What it died of will not come again.
+    pub fn cause_is_gone(&mut self) {
+        if self.pardons < PARDONS {
+            (self.faults, self.pardons) = (0, self.pardons + 1);
+        }
     }
 
     /// It has ended, by its own `fault` or not: when to start the next; None for never.
@@ -49,8 +61,8 @@ impl Patience {
         }
         self.faults += 1;
         let pause = match self.faults {
-            ..=1 => Duration::ZERO,
-            more => FIRST.saturating_mul(1 << (more - 2).min(16)).min(LONGEST),
+            ..=HUNT => Duration::ZERO,
+            more => FIRST.saturating_mul(1 << (more - HUNT - 1).min(16)).min(LONGEST),
         };
         (self.faults <= MOST).then(|| spaced.max(now + pause))
     }
@@ -67,9 +79,23 @@ mod tests {
         while let Some(next) = patience.ended(true, start) {
             pauses.push(next.saturating_duration_since(start).as_millis());
         }
-        assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 3200, 5000]);
+        assert_eq!(pauses, [0, 0, 0, 100, 200, 400, 800, 1600]);
         patience.renew();
         assert_eq!(patience.ended(true, start), Some(start));
+    }
+
+    #[test]
+    fn requests_that_are_found_make_up_for_the_faults_they_cost_but_not_for_ever() {
+        let (start, mut patience) = (Instant::now(), Patience::default());
+        let mut found = 0;
+        while let Some(due) = patience.ended(true, start)
+            && let Some(_) = patience.ended(true, start)
+        {
+            assert!(due == start || found > PARDONS, "found at once: {found}");
+            patience.cause_is_gone();
+            found += 1;
+        }
+        assert_eq!(found, PARDONS + MOST / 2);
     }
 
     #[test]

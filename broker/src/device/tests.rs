@@ -27,13 +27,14 @@ fn running() -> (VmmLink, Vmm) {
 fn that_a_device_was_given_up_is_said_again_until_there_is_room() {
     let (mut link, vmm) = running();
     while link.say(&ToVmm::Beat(1), &[]).is_ok() {}
-    let tolerate = Layers::new();
+    let (tolerate, quarantine) = (Layers::new(), Quarantine::None);
     let mut device = Device::new(0, Source::Foreign(VhostUserBlk::parse("socket=/nowhere").unwrap()));
-    device.happened(Event::Hopeless, &mut Context { vmm: Some(&mut link), tolerate: &tolerate });
-    device.turn(Instant::now(), &mut Context { vmm: Some(&mut link), tolerate: &tolerate });
+    device
+        .happened(Event::Hopeless, &mut Context { vmm: Some(&mut link), tolerate: &tolerate, quarantine: &quarantine });
+    device.turn(Instant::now(), &mut Context { vmm: Some(&mut link), tolerate: &tolerate, quarantine: &quarantine });
     assert!(device.state == State::GivenUp && device.next().is_some(), "it is still to be said");
     let heard = || std::iter::from_fn(|| vmm.try_receive().unwrap()).map(|(message, _)| message);
     assert!(heard().all(|message| message != ToVmm::Abandon { device: 0 }));
-    device.turn(Instant::now(), &mut Context { vmm: Some(&mut link), tolerate: &tolerate });
+    device.turn(Instant::now(), &mut Context { vmm: Some(&mut link), tolerate: &tolerate, quarantine: &quarantine });
     assert_eq!((heard().collect::<Vec<_>>(), device.next()), (vec![ToVmm::Abandon { device: 0 }], None));
 }

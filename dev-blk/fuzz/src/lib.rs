@@ -7,16 +7,10 @@ use std::cell::RefCell;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// Bytes of guest memory.
-pub const MEMORY: usize = 0x2_0000;
-/// Entries of the queue.
-pub const SIZE: u16 = 16;
-/// Where the available ring is; the descriptor table is at 0.
-pub const AVAIL: u64 = 0x100;
-/// Where the used ring is.
-pub const USED: u64 = 0x140;
-/// What follows is free.
-pub const FREE: u64 = 0x200;
+// Requests that crashed a process are kept in the same form.
+pub use ipc::specimen::{AVAIL, FREE, MEMORY, SIZE, USED};
+use ipc::specimen::{EVENT_IDX, READ_ONLY};
+
 /// Size of the disk in sectors.
 pub const SECTORS: u64 = 64;
 
@@ -36,7 +30,7 @@ thread_local! {
 /// Runs `test` on the guest that `input` describes; an empty input describes none.
 pub fn with_guest(input: &[u8], test: impl FnOnce(Choice, &GuestMemoryMmap, Queue)) {
     let Some((choice, image)) = input.split_first() else { return };
-    let choice = Choice { read_only: choice & 1 != 0, event_idx: choice & 2 != 0 };
+    let choice = Choice { read_only: choice & READ_ONLY != 0, event_idx: choice & EVENT_IDX != 0 };
     GUEST.with_borrow_mut(|guest| {
         let memory = guest.get_or_insert_with(|| {
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory")

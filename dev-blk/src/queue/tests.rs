@@ -215,3 +215,37 @@ fn a_driver_that_adds_requests_meanwhile_breaks_nothing() {
         }
     });
 }
+
+/// What the broker keeps of a request that crashed a process is that request to a fuzzer: it is carried out.
+#[test]
+fn a_request_that_was_kept_is_the_same_request() {
+    use ipc::specimen::{AVAIL, MEMORY, SIZE, Specimen, USED};
+    let bench = Bench::new(&[7; 4096], Cache::Unsafe, false);
+    let run = |specimen: &Specimen| {
+        let input = specimen.input(false);
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        mem.write_slice(&input[1..], GuestAddress(0)).unwrap();
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_avail_ring_address(Some(AVAIL as u32), Some(0));
+        queue.set_used_ring_address(Some(USED as u32), Some(0));
+        queue.set_ready(true);
+        let progress = Engine::default().run(&mut queue, &mem, &bench.device).unwrap();
+        assert_eq!(progress, Progress { completed: 1, empty: true });
+        mem
+    };
+    let head = |kind: u32, sector: u64| {
+        let mut head = kind.to_le_bytes().to_vec();
+        head.resize(8, 0);
+        head.extend(sector.to_le_bytes());
+        head
+    };
+    let write =
+        Specimen { head: head(1, 2), data: vec![9; 1024], out_bytes: 1024, tail_bytes: 1, ..Specimen::default() };
+    run(&write);
+    assert_eq!(bench.image()[1000..2060], [&[7; 24][..], &[9; 1024], &[7; 12]].concat());
+    let read = Specimen { head: head(0, 1), in_bytes: 1024, tail_bytes: 1, ..Specimen::default() };
+    let mem = run(&read);
+    let mut found = [0; 1024];
+    mem.read_slice(&mut found, GuestAddress(0x600)).unwrap();
+    assert_eq!(found[..], [[7; 512], [9; 512]].concat());
+}

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::short;
+use crate::specimen::Specimen;
+
 /// Most disks: with kernel, initrd and console their sockets fit into one message.
 pub const MAX_DISKS: usize = 16;
 /// Longest name of a device in bytes.
@@ -49,14 +52,16 @@ pub enum DeviceEvent {
     Restored,
     /// It asks its driver for a reset, for this reason.
     NeedsReset(String),
+    /// This request crashed its process each time when it was the only one there. It has failed, and only it.
+    Quarantined(Box<Specimen>),
 }
 
 impl DeviceEvent {
-    /// What it says; empty if there is nothing to say.
-    pub fn reason(&self) -> &str {
+    pub(super) fn validate(&self) -> Result<(), String> {
         match self {
-            Self::Lost(reason) | Self::NeedsReset(reason) => reason,
-            Self::Restored => "",
+            Self::Lost(reason) | Self::NeedsReset(reason) => short(reason),
+            Self::Quarantined(specimen) => specimen.validate(),
+            Self::Restored => Ok(()),
         }
     }
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::frame::{decode, encode};
+use crate::specimen::Specimen;
 
 fn prepare() -> ToVmm {
     ToVmm::Prepare(Prepare { memory: 512 << 20, engine: "auto".into(), cpu: "max".into(), log_filter: "info".into() })
@@ -47,7 +48,7 @@ fn all() -> (Vec<ToVmm>, Vec<FromVmm>) {
         start_with(true, &[disk("disk0", MIN_BOUNCE)]),
         ToVmm::PowerButton,
         ToVmm::Beat(1),
-        ToVmm::Replace { device: 0 },
+        ToVmm::Replace { device: 0, fault: true },
         ToVmm::Abandon { device: 15 },
         ToVmm::Stop,
     ];
@@ -137,8 +138,13 @@ fn disks_that_make_no_sense_are_refused() {
     let device = |device, event| FromVmm::Device { device, connection: 0, event }.validate();
     assert!(device(15, DeviceEvent::Restored).is_ok() && device(16, DeviceEvent::Restored).is_err());
     assert!(device(0, DeviceEvent::Lost(long.clone())).is_err());
-    assert!(device(0, DeviceEvent::NeedsReset(long)).is_err());
-    assert!(ToVmm::Replace { device: 16 }.validate().is_err() && ToVmm::Abandon { device: 16 }.validate().is_err());
+    assert!(device(0, DeviceEvent::NeedsReset(long.clone())).is_err());
+    let request = |what| DeviceEvent::Quarantined(Box::new(Specimen { what, ..Specimen::default() }));
+    assert!(device(0, request("a read".into())).is_ok() && device(0, request(long)).is_err());
+    assert!(
+        ToVmm::Replace { device: 16, fault: false }.validate().is_err()
+            && ToVmm::Abandon { device: 16 }.validate().is_err()
+    );
 }
 
 #[test]
@@ -149,7 +155,7 @@ fn descriptors_are_those_that_the_message_names() {
     let (to, from) = all();
     let with = |m: &&ToVmm| matches!(m, ToVmm::Start(_) | ToVmm::Replace { .. });
     assert!(to.iter().filter(|m| !with(m)).all(|m| m.descriptors() == 0));
-    assert_eq!(ToVmm::Replace { device: 3 }.descriptors(), 1);
+    assert_eq!(ToVmm::Replace { device: 3, fault: false }.descriptors(), 1);
     assert!(from.iter().all(|m| m.descriptors() == 0));
 }
 

@@ -21,6 +21,8 @@ pub struct Switches {
     pub hold: bool,
     /// Hang up.
     pub hang_up: bool,
+    /// Requests at these sectors crash the process.
+    pub poison: Vec<u64>,
     /// What to do with a request of the front end.
     pub reactions: Vec<(u32, Reaction)>,
 }
@@ -32,15 +34,17 @@ pub struct Disk {
     switches: Arc<Mutex<Switches>>,
     held: Vec<Taken>,
     announced: u64,
+    crashed: bool,
 }
 
 impl Disk {
     /// A disk of `size` zero bytes.
     pub fn new(size: u64) -> Self {
         let (features, reactions) = (FEATURES, Vec::new());
-        let switches = Switches { features, queues: 1, size, hold: false, hang_up: false, reactions };
+        let switches =
+            Switches { features, queues: 1, size, hold: false, hang_up: false, poison: Vec::new(), reactions };
         let image = Arc::new(Mutex::new(vec![0; size as usize]));
-        Self { image, switches: Arc::new(Mutex::new(switches)), held: Vec::new(), announced: size }
+        Self { image, switches: Arc::new(Mutex::new(switches)), held: Vec::new(), announced: size, crashed: false }
     }
 
     /// Changes the switches.
@@ -52,7 +56,8 @@ impl Disk {
         self.switches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn carry_out(&self, session: &mut Session, taken: &Taken) {
+    /// False if the process does not survive it.
+    fn carry_out(&self, session: &mut Session, taken: &Taken, poison: &[u64]) -> bool {
         let mut header = Vec::new();
         for (at, length) in &taken.readable {
             header.extend((0..u64::from(*length)).take(16).map(|i| session.read::<1>(at + i)[0]));
@@ -60,6 +65,14 @@ impl Disk {
         header.resize(16, 0);
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let sector = header[8..16].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        if poison.contains(&sector) {
+            return false;
+        }
+        self.answer(session, taken, kind, sector);
+        true
+    }
+
+    fn answer(&self, session: &mut Session, taken: &Taken, kind: u32, sector: u64) {
         let Some(((status, _), data)) = taken.writable.split_last() else { return };
         let mut image = self.image.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut at, mut good) = (sector.saturating_mul(SECTOR) as usize, true);
@@ -111,9 +124,10 @@ impl Device for Disk {
         while let Some(taken) = session.take_chain() {
             self.held.push(taken);
         }
-        if !self.switches().hold {
+        let switches = self.switches();
+        if !switches.hold {
             for taken in std::mem::take(&mut self.held) {
-                self.carry_out(session, &taken);
+                self.crashed = self.crashed || !self.carry_out(session, &taken, &switches.poison);
             }
         }
     }
@@ -127,6 +141,6 @@ impl Device for Disk {
         if session.enabled {
             self.kicked(session);
         }
-        !switches.hang_up
+        !switches.hang_up && !self.crashed
     }
 }

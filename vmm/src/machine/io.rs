@@ -167,9 +167,9 @@ fn obey(shared: &Shared, board: &Board, devices: &[Arc<VirtioPci>], uplink: &Upl
             // A broker that does not read is told nothing; it asks again.
             let _ = uplink.say(&FromVmm::Alive(number));
         }
-        Ok(Some((ToVmm::Replace { device: number }, descriptors))) => {
+        Ok(Some((ToVmm::Replace { device: number, fault }, descriptors))) => {
             if let (Some(device), Some(socket)) = (device(number), descriptors.into_iter().next()) {
-                device.replace(socket);
+                device.replace(socket, fault);
             }
         }
         Ok(Some((ToVmm::Abandon { device: number }, _))) => {

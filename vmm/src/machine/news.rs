@@ -1,8 +1,8 @@
 //! What is to be told the broker of a device, kept until it is told. The channel may be full, and whoever reports must not
 //! wait; but a loss that the broker never hears of is a disk that nobody replaces.
 //!
-//! One event a device is kept: whether it is lost or restored, which the later one decides. A driver's fault that finds no
-//! room is dropped: nobody acts on it.
+//! Of whether a device is lost or restored the later event is kept, and so are the first few requests that were set aside. A
+//! driver's fault that finds no room is dropped: nobody acts on it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,6 +10,9 @@ use ipc::ChannelError;
 use ipc::control::{DeviceEvent, FromVmm};
 
 use crate::outcome::cause_chain;
+
+/// Most requests that are kept: each has some bytes of the guest's.
+const REQUESTS: usize = 8;
 
 /// News of all devices.
 #[derive(Debug, Default)]
@@ -24,12 +27,14 @@ impl News {
         event: DeviceEvent,
         say: impl FnMut(&FromVmm) -> Result<(), ChannelError>,
     ) -> bool {
-        let fault = matches!(event, DeviceEvent::NeedsReset(_));
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !fault {
-            kept.retain(|(other, ..)| *other != device);
+        if of_state(&event) {
+            kept.retain(|(other, _, event)| *other != device || !of_state(event));
         }
-        kept.push((device, connection, event));
+        let requests = kept.iter().filter(|(.., event)| matches!(event, DeviceEvent::Quarantined(_))).count();
+        if requests < REQUESTS || of_state(&event) {
+            kept.push((device, connection, event));
+        }
         flush(&mut kept, say);
         kept.retain(|(.., event)| !matches!(event, DeviceEvent::NeedsReset(_)));
         kept.is_empty()
@@ -41,6 +46,11 @@ impl News {
         flush(&mut kept, say);
         kept.is_empty()
     }
+}
+
+/// Whether it says in what state the device is.
+fn of_state(event: &DeviceEvent) -> bool {
+    matches!(event, DeviceEvent::Lost(_) | DeviceEvent::Restored)
 }
 
 /// Says them in order, up to the first that finds no room.
@@ -73,13 +83,19 @@ mod tests {
         assert!(!news.tell(0, 0, DeviceEvent::Restored, full));
         assert!(!news.tell(0, 1, DeviceEvent::NeedsReset("x".into()), full));
         assert!(!news.retry(full));
+        let request = || DeviceEvent::Quarantined(Box::default());
+        (0..2 * REQUESTS).for_each(|_| assert!(!news.tell(0, 1, request(), full)));
+        assert!(!news.tell(0, 1, DeviceEvent::Restored, full));
         let mut said = Vec::new();
         assert!(news.retry(|message| {
             said.push(message.clone());
             Ok(())
         }));
         let told = |device, connection, event| FromVmm::Device { device, connection, event };
-        assert_eq!(said, [told(1, 4, lost("b")), told(0, 0, DeviceEvent::Restored)]);
+        let mut wanted = vec![told(1, 4, lost("b"))];
+        wanted.extend((0..REQUESTS).map(|_| told(0, 1, request())));
+        wanted.push(told(0, 1, DeviceEvent::Restored));
+        assert_eq!(said, wanted);
         assert!(news.retry(full), "nothing is left to say");
         assert!(news.tell(0, 1, lost("c"), |_| Ok(())));
         assert!(news.tell(0, 1, lost("d"), |_| Err(ChannelError::Closed)), "nobody is left to tell");

@@ -28,6 +28,8 @@ const S_IOERR: u8 = 1;
 
 const HEADER: u32 = 16;
 const STATUS: u32 = 1;
+/// struct virtio_blk_discard_write_zeroes.
+const RANGE: u64 = 16;
 /// struct virtio_blk_config up to and with write_zeroes_may_unmap and its padding.
 const CONFIG_SIZE: usize = 60;
 const SIZE_MAX: usize = 8;
@@ -83,6 +85,22 @@ impl Kind for Block {
         STATUS
     }
 
+    fn describe(&self, head: &[u8], out_bytes: u64, in_bytes: u64) -> String {
+        let number = |range: std::ops::Range<usize>| {
+            head.get(range).unwrap_or_default().iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+        };
+        let (kind, sector) = (number(0..4), number(8..16));
+        match kind {
+            0 => format!("a read of {in_bytes} bytes at sector {sector}"),
+            1 => format!("a write of {out_bytes} bytes at sector {sector}"),
+            4 => "a flush".into(),
+            8 => "a request for the serial number".into(),
+            11 => format!("a discard of {} ranges", out_bytes / RANGE),
+            13 => format!("a write of zeroes to {} ranges", out_bytes / RANGE),
+            other => format!("a request of type {other}"),
+        }
+    }
+
     fn fail(&self, chain: &Chain, dma: &mut Dma<'_>) -> u32 {
         let Some(last) = chain.in_bytes().checked_sub(u64::from(STATUS)) else { return 0 };
         let place = Pieces::after(&chain.writable, last).next(STATUS);
@@ -106,6 +124,16 @@ mod tests {
         assert_eq!(config[34..36], [2, 0]);
         let config = Block.config(&[], Limits { queues: 1, queue_size: 1, request: 0 });
         assert_eq!((config.len(), &config[8..16]), (60, &[1, 0, 0, 0, 1, 0, 0, 0][..]));
+    }
+
+    #[test]
+    fn requests_are_described_whatever_their_bytes() {
+        let head = |kind: u32, sector: u64| [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        assert_eq!(Block.describe(&head(0, 2048), 0, 4096), "a read of 4096 bytes at sector 2048");
+        assert_eq!(Block.describe(&head(1, u64::MAX), 9, 0), format!("a write of 9 bytes at sector {}", u64::MAX));
+        assert_eq!(Block.describe(&head(11, 0), 32, 0), "a discard of 2 ranges");
+        assert_eq!(Block.describe(&head(u32::MAX, 0), 0, 0), "a request of type 4294967295");
+        assert_eq!(Block.describe(&[1], 0, 0), "a read of 0 bytes at sector 0");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::device_ring::PeerError;
 use super::dma::Dma;
 use super::front_end::{FrontEnd, Kick, Offer};
 use super::guest_ring::{F_EVENT_IDX, F_INDIRECT_DESC, GuestRing};
+use super::hunt::Hunt;
 use super::kind::{Kind, Limits};
 use super::pci::{Access, Assigned, Effect, F_VERSION_1, Pins, Transport, status};
 use super::pool::Pool;
@@ -87,6 +88,8 @@ struct Inner {
     config: Vec<u8>,
     /// There is no process to be had: requests fail.
     abandoned: bool,
+    /// Which request crashes the process.
+    hunt: Hunt,
     transfer: Transfer,
     /// A process that maps guest RAM was lost with requests outstanding, and is not known to have ended.
     at_large: bool,
@@ -145,6 +148,7 @@ impl VirtioPci {
             life: 0,
             config: Vec::new(),
             abandoned: false,
+            hunt: Hunt::default(),
             transfer,
             at_large: false,
             turn: 0,
@@ -201,10 +205,10 @@ impl VirtioPci {
         completed
     }
 
-    /// Uses another process from now on, reached by `socket`, the last one having ended. What is outstanding goes to it.
-    /// For any thread.
-    pub fn replace(&self, socket: OwnedFd) {
-        self.lock().replace(socket);
+    /// Uses another process from now on, reached by `socket`, the last one having ended. What is outstanding goes to it. If
+    /// the last one ended by its own `fault`, one of the requests that it had is to blame for that, perhaps. For any thread.
+    pub fn replace(&self, socket: OwnedFd, fault: bool) {
+        self.lock().replace(socket, fault);
     }
 
     /// There is no process any more, nor to be had: until [`Self::replace`], what is outstanding and all that comes fails. For any
@@ -226,9 +230,12 @@ impl Inner {
         while let Some(event) = self.front_end.port.take() {
             self.event(event);
         }
+        if !self.abandoned {
+            self.sentence(dma);
+        }
         match self.link {
             _ if self.abandoned => self.refuse(dma),
-            Link::Idle => self.start(dma),
+            Link::Idle => self.start(),
             Link::Running => self.pump(dma),
             Link::Draining => self.drain(dma),
             Link::Down | Link::Starting | Link::Stopping => {}
@@ -260,7 +267,7 @@ impl Inner {
         }
     }
 
-    /// Takes completions and sends chains, on every queue.
+    /// Takes completions and sends chains, on every queue; in a hunt, the one that is on trial.
     fn pump(&mut self, dma: &mut Dma<'_>) {
         let Some(peer) = &mut self.peer else { return };
         let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
@@ -278,6 +285,12 @@ impl Inner {
         }
         if self.transport.common.has(status::NEEDS_RESET) {
             return;
+        }
+        self.hunt.clear(|id| self.shadows[id.queue].has(id.chain));
+        if let Some(id) = self.hunt.on_trial() {
+            let kick = peer.kicks.get(id.queue);
+            let wanted = self.shadows[id.queue].release(id.chain, &mut bounce, dma, &*self.kind);
+            return kick.filter(|_| wanted).into_iter().for_each(Kick::kick);
         }
         let mut broken: Result<(), GuestError> = Ok(());
         // A queue that takes all the room of the region has it last next time.
@@ -344,6 +357,7 @@ impl Inner {
             self.front_end.port.ring();
         }
         self.shadows.iter_mut().for_each(Shadow::reset_guest);
+        self.hunt.reset();
         self.transport.reset(&*self.pins);
         if self.link == Link::Running {
             self.begin_draining();

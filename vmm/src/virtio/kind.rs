@@ -40,6 +40,10 @@ pub trait Kind: Send {
     /// How many of a request's last writable bytes do. Each has as many.
     fn tail(&self) -> u32;
 
+    /// What the request with this head asks for, in words. The bytes are the guest's: whatever they are, the words are few and
+    /// ours.
+    fn describe(&self, head: &[u8], out_bytes: u64, in_bytes: u64) -> String;
+
     /// Completes `chain` as failed, without a device: writes what says so, and returns how many bytes that were. The
     /// only way a chain ends without its device.
     fn fail(&self, chain: &Chain, dma: &mut Dma<'_>) -> u32;

@@ -23,12 +23,14 @@ mod device_ring;
 mod dma;
 mod front_end;
 mod guest_ring;
+mod hunt;
 mod kind;
 mod memory;
 mod pci;
 mod pool;
 mod region;
 mod shadow;
+mod specimen;
 mod transfer;
 
 pub use block::Block;

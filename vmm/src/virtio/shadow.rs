@@ -2,13 +2,14 @@
 //! them the private record of every outstanding chain. This file is the DMA firewall.
 //!
 //! Out: a chain is read from the guest once, its readable bytes are copied into the bounce region (or not: see
-//! `transfer`), and a chain of our own is published. Back: a completion is checked against the record (outstanding? no longer than it may be?), data is
-//! copied to the buffers that the record names, and the guest's used ring is filled. Nothing that the device can write
-//! is an address, and what it says of lengths only ever makes a copy shorter than the record allows.
+//! `transfer`), and a chain of our own is published. Back: a completion is checked against the record (outstanding? no longer
+//! than it may be?), data is copied to the buffers that the record names, and the guest's used ring is filled. Nothing that the
+//! device can write is an address, and what it says of lengths only ever makes a copy shorter than the record allows.
 //!
 //! A full region is back-pressure: chains stay in the guest's ring. When the device process is replaced, what is
-//! outstanding is published again in its old order; the guest sees one completion of each chain. A reset by the guest
-//! raises the *generation*: records of older ones are only waited for, and nothing of theirs is copied any more.
+//! outstanding is *held*, and published again in its old order, all at once or one by one as `hunt` has it; the guest sees
+//! one completion of each chain. A reset by the guest raises the *generation*: records of older ones are only waited for,
+//! and nothing of theirs is copied any more.
 //!
 //! Pure state over two memories: no descriptor, no thread, no time.
 
@@ -19,6 +20,7 @@ use super::guest_ring::GuestRing;
 use super::kind::Kind;
 use super::pool::Extent;
 use super::region::{CHAINS, Control, PER_CHAIN, Region};
+use super::specimen::{self, Specimen};
 use super::transfer::{self, Bounce, Place, Transfer};
 
 /// An outstanding chain.
@@ -29,6 +31,8 @@ struct Record {
     generation: u64,
     /// Position in the order of publication.
     sequence: u64,
+    /// The device has it. If not, it has no place in the region.
+    out: bool,
 }
 
 /// A shadow virtqueue.
@@ -41,6 +45,8 @@ pub struct Shadow {
     /// By chain number.
     records: Vec<Option<Record>>,
     free: Vec<u16>,
+    /// Records that the device does not have.
+    held: u16,
     generation: u64,
     sequence: u64,
     /// Buffers of chains that ended without a completion, which a device that maps guest RAM may have written.
@@ -61,13 +67,30 @@ impl Shadow {
     pub fn new(index: usize, transfer: Transfer) -> Self {
         let records = (0..CHAINS).map(|_| None).collect();
         let free = (0..CHAINS).rev().collect();
-        let (generation, sequence, touched) = (0, 0, Vec::new());
-        Self { index, transfer, guest: None, device: None, records, free, generation, sequence, touched }
+        let (held, generation, sequence, touched) = (0, 0, 0, Vec::new());
+        Self { index, transfer, guest: None, device: None, records, free, held, generation, sequence, touched }
     }
 
     /// Chains that the device has not given back.
     pub fn outstanding(&self) -> u16 {
-        CHAINS - self.free.len() as u16
+        CHAINS - self.free.len() as u16 - self.held
+    }
+
+    /// Numbers of the chains that the device has not given back, in their order; not of those that a reset made nobody's.
+    pub fn out(&self) -> Vec<u16> {
+        self.in_order(|record| record.out && record.generation == self.generation)
+    }
+
+    /// Whether chain `number` is waited for, by the device or not.
+    pub fn has(&self, number: u16) -> bool {
+        self.records.get(usize::from(number)).is_some_and(Option::is_some)
+    }
+
+    fn in_order(&self, which: impl Fn(&Record) -> bool) -> Vec<u16> {
+        let record = |number: &u16| self.records[usize::from(*number)].as_ref().filter(|record| which(record));
+        let mut order: Vec<u16> = (0..CHAINS).filter(|number| record(number).is_some()).collect();
+        order.sort_by_key(|number| record(number).map(|record| record.sequence));
+        order
     }
 
     /// Chains from before the last reset by the guest, which the device has not given back.
@@ -89,63 +112,74 @@ impl Shadow {
     pub fn reset_guest(&mut self) {
         self.guest = None;
         self.generation += 1;
-        if self.device.is_none() {
-            self.forget(|_| true);
-        }
+        self.forget(|record| !record.out);
     }
 
-    /// A device process is there, with an empty region: publishes what is outstanding again, in its old order. True if
-    /// it wants a kick.
-    pub fn attach_device(
-        &mut self,
-        event_idx: bool,
-        bounce: &mut Bounce<'_>,
-        dma: &mut Dma<'_>,
-        kind: &dyn Kind,
-    ) -> bool {
-        let generation = self.generation;
-        self.forget(|record| record.generation != generation);
-        let mut ring = DeviceRing::new(bounce.region, Control::of(self.index), event_idx);
-        let mut order: Vec<u16> = (0..CHAINS).filter(|n| self.records[usize::from(*n)].is_some()).collect();
-        order.sort_by_key(|n| self.records[usize::from(*n)].as_ref().map(|record| record.sequence));
-        let mut lost = Vec::new();
-        for number in order {
-            let Some(record) = &mut self.records[usize::from(number)] else { continue };
-            let sent = self.transfer.place(&record.chain, bounce.pool, kind).and_then(|extent| {
-                record.extent = extent;
-                let place = Place { queue: self.index, number, extent };
-                self.transfer.send(&record.chain, place, &mut ring, bounce.region, dma.ram(), kind)
-            });
-            if sent.is_none() {
-                lost.push(number);
+    /// A device process is there, with an empty region. What is outstanding is held, until [`Self::publish`] or
+    /// [`Self::release`].
+    pub fn attach_device(&mut self, event_idx: bool, region: &Region) {
+        let mut ring = DeviceRing::new(region, Control::of(self.index), event_idx);
+        ring.ask_call(region);
+        self.device = Some(ring);
+    }
+
+    /// Publishes what is held, in its old order, as far as there is room: another queue may have taken some. True if the
+    /// device wants a kick.
+    fn release_all(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>, kind: &dyn Kind) -> bool {
+        let mut kick = false;
+        for number in self.in_order(|record| !record.out) {
+            let before = self.held;
+            kick |= self.release(number, bounce, dma, kind);
+            if self.held == before {
+                break;
             }
         }
-        // In an empty region of the old size all fits that did before; one of another size is our own mistake, and the
-        // guest must not wait for what nobody has.
-        lost.into_iter().for_each(|number| self.fail(number, dma, kind));
-        ring.ask_call(bounce.region);
-        let kick = ring.publish(bounce.region);
-        self.device = Some(ring);
         kick
     }
 
-    /// The device process is gone, and its region with it.
+    /// Publishes chain `number` if it is held and there is room. True if the device wants a kick.
+    pub fn release(&mut self, number: u16, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>, kind: &dyn Kind) -> bool {
+        let (Some(Some(record)), Some(ring)) = (self.records.get_mut(usize::from(number)), &mut self.device) else {
+            return false;
+        };
+        if record.out {
+            return false;
+        }
+        let Some(extent) = self.transfer.place(&record.chain, bounce.pool, kind) else {
+            // Not even an empty region takes it: the guest must not wait for what nobody can have.
+            if transfer::check(&record.chain, bounce.pool, kind).is_err() {
+                self.fail(number, dma, kind);
+            }
+            return false;
+        };
+        record.extent = extent;
+        let place = Place { queue: self.index, number, extent };
+        self.transfer.send(&record.chain, place, ring, bounce.region, dma.ram(), kind);
+        (record.out, self.held) = (true, self.held - 1);
+        ring.publish(bounce.region)
+    }
+
+    /// The device process is gone, and its region with it: what it had is held for the next.
     pub fn detach_device(&mut self) {
         self.device = None;
         let generation = self.generation;
         self.forget(|record| record.generation != generation);
+        self.records.iter_mut().flatten().for_each(|record| record.out = false);
+        self.held = CHAINS - self.free.len() as u16;
     }
 
-    /// Moves chains from the guest to the device, until there is no more of either chains or room. True if the device
-    /// wants a kick: also beside an error, before which chains may have been published, and a device asks only once.
+    /// Moves chains to the device, what is held first and then the guest's, until there is no more of either chains or room.
+    /// True if the device wants a kick: also beside an error, before which chains may have been published, and a device asks
+    /// only once.
     pub fn publish(
         &mut self,
         bounce: &mut Bounce<'_>,
         dma: &mut Dma<'_>,
         kind: &dyn Kind,
     ) -> (bool, Result<(), GuestError>) {
-        let moved = self.fill(bounce, dma, kind);
-        (self.device.as_mut().is_some_and(|ring| ring.publish(bounce.region)), moved)
+        let again = self.held > 0 && self.release_all(bounce, dma, kind);
+        let moved = if self.held == 0 { self.fill(bounce, dma, kind) } else { Ok(()) };
+        (self.device.as_mut().is_some_and(|ring| ring.publish(bounce.region)) || again, moved)
     }
 
     fn fill(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>, kind: &dyn Kind) -> Result<(), GuestError> {
@@ -167,7 +201,7 @@ impl Shadow {
             self.transfer.send(&chain, place, device, bounce.region, dma.ram(), kind);
             self.sequence += 1;
             let (generation, sequence) = (self.generation, self.sequence);
-            self.records[usize::from(number)] = Some(Record { chain, extent, generation, sequence });
+            self.records[usize::from(number)] = Some(Record { chain, extent, generation, sequence, out: true });
         }
     }
 
@@ -224,7 +258,9 @@ impl Shadow {
     ) -> Result<(), PeerError> {
         let slot = self.records.get_mut(usize::from(number));
         let id = u32::from(number) * u32::from(PER_CHAIN);
-        let Some(record) = slot.and_then(|slot| slot.take_if(|_| true)) else { return Err(PeerError::Id(id)) };
+        let Some(record) = slot.and_then(|slot| slot.take_if(|record| record.out)) else {
+            return Err(PeerError::Id(id));
+        };
         let room = record.chain.in_bytes();
         if u64::from(length) > room {
             // Still outstanding: the next process gets it.
@@ -264,6 +300,15 @@ impl Shadow {
     pub fn fail_all(&mut self, dma: &mut Dma<'_>, kind: &dyn Kind) -> bool {
         (0..CHAINS).for_each(|number| self.fail(number, dma, kind));
         self.guest.as_mut().is_some_and(|guest| guest.publish(dma))
+    }
+
+    /// Chain `number` is held and is to go to no process any more: fails it, and returns what it was and whether the guest
+    /// wants an interrupt.
+    pub fn condemn(&mut self, number: u16, dma: &mut Dma<'_>, kind: &dyn Kind) -> Option<(Specimen, bool)> {
+        let record = self.records.get(usize::from(number))?.as_ref().filter(|record| !record.out)?;
+        let specimen = specimen::of(&record.chain, dma.ram(), kind);
+        self.fail(number, dma, kind);
+        Some((specimen, self.guest.as_mut().is_some_and(|guest| guest.publish(dma))))
     }
 
     /// Takes what the guest has made available, and fails it: there is no device. The guest sees it after
@@ -307,6 +352,7 @@ impl Shadow {
     /// A chain has ended, and its device told nobody what it wrote.
     fn discard(&mut self, number: u16, record: Record) {
         self.free.push(number);
+        self.held -= u16::from(!record.out);
         if self.transfer == Transfer::Direct {
             self.touched.extend(record.chain.writable);
         }

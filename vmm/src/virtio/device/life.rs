@@ -6,10 +6,12 @@ use super::super::chain::GuestError;
 use super::super::dma::Dma;
 use super::super::front_end::{Command, Event, Kick, Offer, towards_device};
 use super::super::guest_ring::F_EVENT_IDX;
+use super::super::hunt::Id;
 use super::super::pci::status;
 use super::super::pool::Pool;
 use super::super::region;
 use super::super::shadow::Shadow;
+use super::super::specimen::Specimen;
 use super::super::transfer::{Bounce, Transfer};
 use super::{DRAIN, DeviceEvent, Inner, Link, Peer, offered};
 
@@ -71,7 +73,7 @@ impl Inner {
     }
 
     /// Starts the queues if driver and process are both there.
-    pub(super) fn start(&mut self, dma: &mut Dma<'_>) {
+    pub(super) fn start(&mut self) {
         let Some(peer) = self.peer.as_mut().filter(|_| self.link == Link::Idle) else { return };
         if !self.transport.common.has(status::DRIVER_OK) {
             return;
@@ -80,9 +82,8 @@ impl Inner {
         let features = towards_device(peer.offer.features, guest, self.kind.features(), self.transfer);
         let (first, pages) = region::data_pages(peer.offer.region.size(), self.shadows.len());
         (peer.pool, peer.life) = (Pool::new(first, pages), self.life);
-        let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
         for shadow in &mut self.shadows {
-            shadow.attach_device(features & F_EVENT_IDX != 0, &mut bounce, dma, &*self.kind);
+            shadow.attach_device(features & F_EVENT_IDX != 0, &peer.offer.region);
         }
         self.link = Link::Starting;
         // A replacement may have more queues than the first process had, whose number the region is laid out for.
@@ -92,8 +93,6 @@ impl Inner {
 
     fn started(&mut self) {
         let Some(peer) = &self.peer else { return };
-        // Whatever was published before the queues ran.
-        peer.kicks.iter().for_each(Kick::kick);
         if peer.life == self.life {
             self.link = Link::Running;
         } else {
@@ -141,16 +140,35 @@ impl Inner {
     }
 
     fn detach(&mut self) {
+        if self.peer.is_some() {
+            let out =
+                |(queue, shadow): (usize, &Shadow)| shadow.out().into_iter().map(move |chain| Id { queue, chain });
+            self.hunt.ended(self.shadows.iter().enumerate().flat_map(out).collect());
+        }
         self.shadows.iter_mut().for_each(Shadow::detach_device);
         self.peer = None;
         self.link = Link::Down;
     }
 
-    pub(super) fn replace(&mut self, socket: OwnedFd) {
+    pub(super) fn replace(&mut self, socket: OwnedFd, fault: bool) {
         self.detach();
+        self.hunt.judged(fault);
         self.serial += 1;
         (self.over, self.abandoned, self.at_large) = (false, false, false);
         self.front_end.send(Command::Adopt { serial: self.serial, socket });
+    }
+
+    /// Fails the requests that crashed their processes, and only these.
+    pub(super) fn sentence(&mut self, dma: &mut Dma<'_>) {
+        let event_idx = self.transport.common.negotiated() & F_EVENT_IDX != 0;
+        while let Some((Id { queue, chain }, among)) = self.hunt.take_convict() {
+            let Some((specimen, interrupt)) = self.shadows[queue].condemn(chain, dma, &*self.kind) else { continue };
+            if interrupt {
+                self.transport.interrupt_queue(queue, &*self.pins);
+            }
+            let specimen = Specimen { among, event_idx, ..specimen };
+            (self.report)(self.serial, DeviceEvent::Quarantined(Box::new(specimen)));
+        }
     }
 
     /// Fails what is outstanding and what is new.
@@ -158,6 +176,7 @@ impl Inner {
         if self.peer.is_some() {
             self.drop_peer("it was given up".into());
         }
+        self.hunt.reset();
         let running = self.transport.common.has(status::DRIVER_OK) && !self.transport.common.has(status::NEEDS_RESET);
         let mut broken: Result<(), GuestError> = Ok(());
         for index in 0..self.shadows.len() {

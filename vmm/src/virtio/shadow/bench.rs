@@ -84,9 +84,13 @@ impl Bench {
         self.region = Region::new(MIN_BOUNCE).unwrap();
         self.pool = pool();
         self.device = (0, 0);
-        let mut dma = Dma::new(&self.ram);
+        self.shadow.attach_device(self.features & F_EVENT_IDX != 0, &self.region);
+    }
+
+    /// Gives the device one chain that is held. True if it wants a kick.
+    pub fn release(&mut self, number: u16) -> bool {
         let mut bounce = Bounce { region: &self.region, pool: &mut self.pool };
-        self.shadow.attach_device(self.features & F_EVENT_IDX != 0, &mut bounce, &mut dma, &Block);
+        self.shadow.release(number, &mut bounce, &mut Dma::new(&self.ram), &Block)
     }
 
     /// Whether the device wants a kick, and what was wrong.

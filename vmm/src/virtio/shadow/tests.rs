@@ -384,3 +384,93 @@ fn queues_that_are_not_in_ram_are_refused() {
         assert_eq!(GuestRing::new(&ram, places, BOTH).map(drop), Err(error));
     }
 }
+
+/// While a request is on trial the others are nobody's: a device that guesses their numbers gets nowhere.
+#[test]
+fn what_is_held_cannot_be_completed_and_can_be_released_one_by_one() {
+    let mut b = bench(11, BOTH);
+    (0..5).for_each(|head| assert_eq!(b.submit(), Some(head)));
+    b.publish().unwrap();
+    assert_eq!(b.shadow.out(), [0, 1, 2, 3, 4]);
+    b.shadow.detach_device();
+    b.attach_device();
+    assert!(b.take().is_none() && b.shadow.outstanding() == 0 && b.shadow.has(4) && !b.shadow.has(5));
+    b.give(0, 0);
+    assert_eq!(b.harvest(), Err(PeerError::Count(1, 0)));
+    b.shadow.detach_device();
+    b.attach_device();
+    assert!(b.release(2), "a kick is wanted");
+    assert!(!b.release(2) && b.shadow.out() == [2]);
+    b.give(4, 0);
+    assert_eq!(b.harvest(), Err(PeerError::Id(4)), "held, not out");
+    b.shadow.detach_device();
+    b.attach_device();
+    for number in [3, 1] {
+        b.release(number);
+        assert!(b.work());
+        b.harvest().unwrap();
+        assert!(!b.shadow.has(number) && check_completions(&mut b) == 1);
+    }
+    // The rest goes out with whatever is new.
+    b.submit();
+    b.publish().unwrap();
+    assert_eq!(b.shadow.outstanding(), 4);
+    while b.work() {}
+    b.harvest().unwrap();
+    assert_eq!(check_completions(&mut b), 4);
+    let all = b.pool.capacity();
+    assert!(b.pool.take(all).is_some(), "every page came back");
+}
+
+/// Another queue may have taken the room: that is no reason to fail what is held, nor to let newer chains pass it.
+#[test]
+fn what_finds_no_room_again_waits_for_some() {
+    let mut b = bench(13, BOTH);
+    while b.submit().is_some() {}
+    b.publish().unwrap();
+    let all = b.shadow.out();
+    b.shadow.detach_device();
+    b.attach_device();
+    let others = b.pool.take(b.pool.capacity() - 8).unwrap();
+    b.publish().unwrap();
+    let out = b.shadow.out();
+    assert!(out.len() < all.len() && all.starts_with(&out), "{out:?}");
+    b.pool.give(others);
+    b.publish().unwrap();
+    assert!(b.shadow.out().len() >= all.len(), "none has failed");
+    while !b.waiting.is_empty() {
+        while b.work() {}
+        b.harvest().unwrap();
+        check_completions(&mut b);
+        b.publish().unwrap();
+    }
+}
+
+#[test]
+fn one_that_is_condemned_fails_alone_and_is_told_with_its_bytes() {
+    let mut b = bench(12, BOTH);
+    (0..3).for_each(|head| assert_eq!(b.submit(), Some(head)));
+    b.publish().unwrap();
+    assert!(b.shadow.condemn(1, &mut Dma::new(&b.ram), &Block).is_none(), "a process has it");
+    b.shadow.detach_device();
+    let before = b.snapshot();
+    let (specimen, interrupt) = b.shadow.condemn(1, &mut Dma::new(&b.ram), &Block).unwrap();
+    assert!(interrupt && b.shadow.condemn(1, &mut Dma::new(&b.ram), &Block).is_none());
+    b.assert_only_changed(&before, &BTreeSet::from([1]));
+    assert_eq!(b.collect(), [(1, 1)]);
+    b.waiting.remove(&1);
+    let room: u32 = b.writable[1].iter().map(|(_, length)| length).sum();
+    assert_eq!((specimen.head, specimen.in_bytes, specimen.tail_bytes), (vec![2; 16], u64::from(room) - 1, 1));
+    assert!(specimen.out_bytes == specimen.data.len() as u64 && specimen.data.iter().all(|byte| *byte == 2));
+    b.attach_device();
+    b.publish().unwrap();
+    while b.work() {}
+    b.harvest().unwrap();
+    assert_eq!(check_completions(&mut b), 2);
+    // What a reset made nobody's is not there to be condemned.
+    b.submit();
+    b.publish().unwrap();
+    b.shadow.detach_device();
+    b.shadow.reset_guest();
+    assert!((0..CHAINS).all(|number| b.shadow.condemn(number, &mut Dma::new(&b.ram), &Block).is_none()));
+}
