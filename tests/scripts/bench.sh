@@ -2,7 +2,7 @@
 # Prints "ns N status 0" for a program, or one "NAME nanoseconds" line for each system operation.
 loop='i=0 sum=0; while [ $i -lt 150000 ]; do i=$((i + 1)) sum=$(((sum * 31 + i) % 1000003)); done; echo $sum'
 words='{ count[$1 % 997] += length($2); sum += $1 * 1.5 } END { for (k in count) n++; printf "%d %.1f\n", n, sum }'
-dir=/tmp/bulkhead-bench-data
+dir=${BENCH_DIR:-/tmp/bulkhead-bench-data}
 # timeit does not search PATH.
 measure() {
     program=$(which "$1")

@@ -44,6 +44,7 @@ impl Native {
             .env("PATH", &self.path)
             .env("HOME", work.path())
             .env("SUITE_DIR", workspace::root().join("tests/scripts"))
+            .env("BENCH_DIR", self.dir.path().join("bench"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .output()?;
         check(Ok(output))

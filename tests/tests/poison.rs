@@ -23,6 +23,8 @@ type Outcome = Result<(), Box<dyn Error>>;
 const SILENCE: Duration = Duration::from_secs(600);
 const DISK: &str = "bulkhead-dev-blk";
 const SIZE: u64 = 16 << 20;
+/// How often 32 requests are made, of which the guest's kernel may now and then hand over a part first.
+const TRIES: u64 = 10;
 /// What the test build cannot stand (`dev-blk/src/faulty.rs`): reads from these sectors, a write to the last.
 const STRAY_WRITE: u64 = 2048;
 const ABORT: u64 = 4096;
@@ -137,22 +139,26 @@ fn read_back(path: &Path) -> std::io::Result<(u32, u64, Vec<u8>)> {
 #[test]
 fn a_request_that_crashes_its_disk_is_found_among_32_and_fails_alone() -> Outcome {
     let mut machine = Machine::boot()?;
-    // First of all, so that all 32 are out when it strikes.
-    let answers = machine.ask(&among(32, &[(0, STRAY_WRITE.to_string())]))?;
-    assert_eq!(answers.failed(), [STRAY_WRITE.to_string()]);
-    println!("one among 32: all came back after {} ms", answers.milliseconds);
+    // First of all, so that all 32 are out when it strikes, unless the guest's kernel does something else in between.
     let said =
         format!("a read of 4096 bytes at sector {STRAY_WRITE} crashes its process: it was found among 32 requests");
-    assert!(machine.told(&said), "{}", machine.running.stderr());
+    let mut convicted = 0;
+    while !machine.told(&said) {
+        assert!(convicted < TRIES, "{}", machine.running.stderr());
+        let answers = machine.ask(&among(32, &[(0, STRAY_WRITE.to_string())]))?;
+        assert_eq!(answers.failed(), [STRAY_WRITE.to_string()]);
+        println!("one among 32: all came back after {} ms", answers.milliseconds);
+        convicted += 1;
+    }
     let corpus = machine.corpus()?;
     assert_eq!(corpus.len(), 1);
     assert_eq!(read_back(&corpus[0])?, (0, STRAY_WRITE, vec![]));
-    assert_eq!(machine.inspect()?["quarantined"], 1);
+    assert_eq!(machine.inspect()?["quarantined"], convicted);
 
     // Others, each with another end of the process, two of them at once, and one that writes.
     let special = [(9, ABORT.to_string()), (20, VIOLATION.to_string()), (31, format!("w{PANIC}"))];
     let answers = machine.ask(&among(32, &special))?;
-    assert_eq!(answers.failed(), special.map(|(_, request)| request));
+    assert_eq!(answers.failed(), special.clone().map(|(_, request)| request));
     println!("three among 32: all came back after {} ms", answers.milliseconds);
     let mut kept = machine.corpus()?.iter().map(|path| read_back(path)).collect::<Result<Vec<_>, _>>()?;
     kept.sort_by_key(|(_, sector, _)| *sector);
@@ -162,9 +168,10 @@ fn a_request_that_crashes_its_disk_is_found_among_32_and_fails_alone() -> Outcom
 
     // The same one again: found again, and kept once.
     assert_eq!(machine.ask(&among(8, &[(3, ABORT.to_string())]))?.failed(), [ABORT.to_string()]);
-    assert!(machine.corpus()?.len() == 4 && machine.inspect()?["quarantined"] == 5, "{}", machine.running.stderr());
+    convicted += special.len() as u64 + 1;
+    assert_eq!((machine.corpus()?.len(), &machine.inspect()?["quarantined"]), (4, &convicted.into()));
     machine.running.console.send("dmesg | grep -c 'I/O error' | sed 's/^/errors: /'")?;
-    machine.running.console.wait_for("errors: 5", SILENCE)?;
+    machine.running.console.wait_for(&format!("errors: {convicted}\r\n"), SILENCE)?;
     machine.power_off()
 }
 
@@ -173,10 +180,14 @@ fn nothing_fails_that_is_not_alone_to_blame() -> Outcome {
     let mut machine = Machine::boot()?;
     // Which crash their process only together: one after the other, and each by a process of its own if need be.
     let together = [(4, TOGETHER[0].to_string()), (15, TOGETHER[1].to_string())];
-    let answers = machine.ask(&among(32, &together))?;
-    assert_eq!(answers.failed(), [""; 0]);
-    println!("two that crash together, among 32: all came back after {} ms", answers.milliseconds);
-    assert!(machine.told("SIGSEGV, by its own account"), "it did crash: {}", machine.running.stderr());
+    let mut tries = 0;
+    while !machine.told("SIGSEGV, by its own account") {
+        assert!(tries < TRIES, "it never crashes: {}", machine.running.stderr());
+        let answers = machine.ask(&among(32, &together))?;
+        assert_eq!(answers.failed(), [""; 0]);
+        println!("two that crash together, among 32: all came back after {} ms", answers.milliseconds);
+        tries += 1;
+    }
     // Signals from outside count for nothing, not even those that a fault raises, and not even again and again.
     let mut known = Vec::new();
     for round in 0..12 {
