@@ -323,6 +323,19 @@ impl Registry {
         blocks.len()
     }
 
+    /// Some time has passed: forgets the blocks of the mixed frames that it is time to watch again; how many there were.
+    pub fn retry_mixed(&mut self, cache: &mut CodeCache) -> usize {
+        let due = self.frames.due();
+        let blocks: Vec<u32> = due.into_iter().flat_map(|gpa| self.frames.try_again(gpa)).collect();
+        blocks.iter().for_each(|&id| self.invalidate(cache, id));
+        blocks.len()
+    }
+
+    /// How many frames are mixed.
+    pub fn mixed(&self) -> usize {
+        self.frames.mixed()
+    }
+
     /// The frame at `gpa` was stored to: forgets the blocks whose source bytes changed. The result says how many, and
     /// whether the frame is to be watched on.
     pub fn refresh_frame(&mut self, cache: &mut CodeCache, ram: &GuestRam, gpa: u64) -> (usize, bool) {
