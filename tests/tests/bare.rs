@@ -11,6 +11,8 @@ mod code;
 mod crossings;
 #[path = "bare/debug.rs"]
 mod debug;
+#[path = "bare/deliveries.rs"]
+mod deliveries;
 #[path = "bare/exceptions.rs"]
 mod exceptions;
 #[path = "bare/gates.rs"]
@@ -25,6 +27,8 @@ mod paging;
 mod remembered;
 #[path = "bare/resets.rs"]
 mod resets;
+#[path = "bare/ring0_returns.rs"]
+mod ring0_returns;
 #[path = "bare/segments.rs"]
 mod segments;
 #[path = "bare/spaces.rs"]
