@@ -17,7 +17,7 @@ pub struct Contents {
     pub python: bool,
     /// The modules that a virtio disk needs, of this kernel; they are loaded before the shell starts.
     pub disk: Option<Flavour>,
-    /// Debian's fio with its libraries: some 80 MiB.
+    /// Debian's fio with its libraries, some 80 MiB, and what it is to verify.
     pub fio: bool,
 }
 
@@ -43,12 +43,15 @@ pub fn build(debian: &Debian, contents: Contents, dir: &Path) -> io::Result<Path
     if let Some(flavour) = contents.disk {
         let objects = debian.modules(flavour).map_err(io::Error::other)?;
         modules::add(&mut image, &objects, &["virtio_pci", "virtio_blk"])?;
-        for name in ["disk.sh", "fixed.sh", "churn.sh"] {
+        for name in ["disk.sh", "fixed.sh"] {
             image.file(&format!("suite/{name}"), 0o644, &fs::read(scripts.join(name))?)?;
         }
     }
     if contents.fio {
         image.tree(&debian.fio().map_err(io::Error::other)?, &|_| true)?;
+        for name in ["verify.sh", "verify.fio"] {
+            image.file(&format!("suite/{name}"), 0o644, &fs::read(scripts.join(name))?)?;
+        }
     }
     let path = dir.join("initrd.gz");
     fs::write(&path, image.finish()?)?;

@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use super::{CODE, DATA, agree_at};
+use super::{CODE, DATA, agree, agree_at};
 use crate::cpu::reg;
 
 /// What stores cost until a page is known to be mixed.
@@ -96,7 +96,7 @@ fn only_changed_blocks_are_translated_again() {
     assert!(stats.code_stores < LEARNING && (1..20).contains(&stats.stale), "{stats:?}");
 }
 
-/// A user's repeated store that changes its own instruction goes on as what stands there now, with the next iteration.
+/// A repeated store that changes its own instruction goes on as what stands there now, with the next iteration.
 #[test]
 fn a_repeated_store_over_itself_ends_there() {
     // Where it lies, its first store as seen from there, and the direction; what is left to do, and where EDI is.
@@ -109,7 +109,7 @@ fn a_repeated_store_over_itself_ends_there() {
         (0xfff, 1, false, 4999, 2),
     ] {
         let rep = CODE + at;
-        let (state, _) = agree_at(3, |a| {
+        let state = agree(|a| {
             a.mov(edi, rep.wrapping_add_signed(first)).unwrap();
             a.mov(ecx, 5000).unwrap();
             a.mov(al, 0x90).unwrap();
