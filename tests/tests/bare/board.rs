@@ -174,11 +174,11 @@ fn real_mode_and_back() -> Outcome {
         a.mov(sp, 0x1000)?;
         a.xor(ax, ax)?;
         a.mov(es, ax)?;
-        // The vector table at address 0: vector 40h leads to 0800:80.
+        // The vector table at address 0: vector 40h leads to 0800:C0.
         a.mov(dword_ptr(SEEN + 0x10), 0x3ff)?;
         a.mov(word_ptr(SEEN + 0x14), 0)?;
         a.lidt(fword_ptr(SEEN + 0x10))?;
-        a.mov(word_ptr(0x100).es(), 0x80)?;
+        a.mov(word_ptr(0x100).es(), 0xc0)?;
         a.mov(word_ptr(0x102).es(), 0x800)?;
         a.mov(ax, 0xffff)?;
         a.mov(es, ax)?;
@@ -191,7 +191,7 @@ fn real_mode_and_back() -> Outcome {
         a.mov(cr0, eax)?;
         // jmp far dword [BACK]
         a.db(&[0x66, 0xff, 0x2e, BACK as u8, (BACK >> 8) as u8])?;
-        while a.assemble(0)?.len() < 0x80 {
+        while a.assemble(0)?.len() < 0xc0 {
             a.nop()?;
         }
         a.mov(word_ptr(SEEN + 8), sp)?;

@@ -152,7 +152,7 @@ fn refused(b: &mut Bare, name: &str, msr: u32, low: u32, high: u32) -> Emit {
 fn memory_type_ranges_are_kept_and_checked() -> Outcome {
     const FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
     let values: Vec<(u32, u32)> = (0..8)
-        .flat_map(|i| [(0x200 + 2 * i, 0x100_0000 * i | 6), (0x201 + 2 * i, 0xff00_0800)])
+        .flat_map(|i| [(0x200 + 2 * i, (0x100_0000 * i) | 6), (0x201 + 2 * i, 0xff00_0800)])
         .chain(FIXED.map(|msr| (msr, 0x0605_0401)))
         .chain([(0x2ff, 0xc06)])
         .collect();
