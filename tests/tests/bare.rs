@@ -3,6 +3,8 @@
 
 #[path = "bare/apic.rs"]
 mod apic;
+#[path = "bare/board.rs"]
+mod board;
 #[path = "bare/churn.rs"]
 mod churn;
 #[path = "bare/code.rs"]
@@ -15,6 +17,8 @@ mod debug;
 mod deliveries;
 #[path = "bare/exceptions.rs"]
 mod exceptions;
+#[path = "bare/features.rs"]
+mod features;
 #[path = "bare/gates.rs"]
 mod gates;
 #[path = "bare/interrupts.rs"]

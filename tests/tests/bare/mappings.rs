@@ -140,7 +140,8 @@ fn global_pages_are_flushed() -> Outcome {
     const LARGES: [u32; 2] = [PAGE, PAGE + 0x40_0000];
     const SMALL: (u32, [u32; 2]) = (pte(PAGE), [FRAMES[0] | GLOBAL, FRAMES[1] | GLOBAL]);
     const DIRECTORY: (u32, [u32; 2]) = (at::PD + (LARGE >> 20), [LARGES[0] | GLOBAL | 0xc0, LARGES[1] | GLOBAL | 0xc0]);
-    let ways: [(bool, fn(&mut Bare, u32) -> Emit); 5] = [
+    type Way = (bool, fn(&mut Bare, u32) -> Emit);
+    let ways: [Way; 5] = [
         (true, |b, linear| b.asm.invlpg(byte_ptr(linear + 0xabc))),
         (false, |b, _| b.flush()),
         (true, |b, _| pge(b, false)),

@@ -228,6 +228,20 @@ fn old_translations_make_room() {
     }
 }
 
+/// A function that adds what was pushed last to EAX, by way of a frame of its own, and then does `more`.
+fn adding(a: &mut CodeAssembler, function: &mut CodeLabel, more: impl Fn(&mut CodeAssembler)) {
+    a.set_label(function).unwrap();
+    a.push(ebp).unwrap();
+    a.mov(ebp, esp).unwrap();
+    a.sub(esp, 16).unwrap();
+    a.mov(edx, dword_ptr(ebp + 8)).unwrap();
+    a.mov(dword_ptr(ebp - 4), edx).unwrap();
+    a.add(eax, dword_ptr(esp + 12)).unwrap();
+    more(a);
+    a.leave().unwrap();
+    a.ret().unwrap();
+}
+
 #[test]
 fn a_loop_with_calls_and_stack_traffic() {
     let state = agree(|a| {
@@ -243,15 +257,7 @@ fn a_loop_with_calls_and_stack_traffic() {
         a.dec(ecx).unwrap();
         a.jne(head).unwrap();
         a.jmp(done).unwrap();
-        a.set_label(&mut function).unwrap();
-        a.push(ebp).unwrap();
-        a.mov(ebp, esp).unwrap();
-        a.sub(esp, 16).unwrap();
-        a.mov(edx, dword_ptr(ebp + 8)).unwrap();
-        a.mov(dword_ptr(ebp - 4), edx).unwrap();
-        a.add(eax, dword_ptr(esp + 12)).unwrap();
-        a.leave().unwrap();
-        a.ret().unwrap();
+        adding(a, &mut function, |_| ());
         a.set_label(&mut done).unwrap();
         a.nop().unwrap();
     });

@@ -120,3 +120,23 @@ fn a_repeated_store_over_itself_ends_there() {
         assert_eq!((state.gpr[reg::ECX], state.gpr[reg::EDI]), (left, rep + moved), "at {at:#x}");
     }
 }
+
+/// FOP is that of the instruction which was executed, though another is there when it is asked for.
+#[test]
+fn an_x87_instruction_is_remembered_as_it_was() {
+    let (state, _) = agree_at(0, |a| {
+        let mut here = a.create_label();
+        a.mov(ebx, DATA).unwrap();
+        a.mov(dword_ptr(ebx), 0).unwrap();
+        // Division by zero is not masked.
+        a.mov(word_ptr(ebx + 4), 0x37b).unwrap();
+        a.fldcw(word_ptr(ebx + 4)).unwrap();
+        a.call(here).unwrap();
+        a.set_label(&mut here).unwrap();
+        a.pop(esi).unwrap();
+        a.fld1().unwrap();
+        a.fdiv(dword_ptr(ebx)).unwrap();
+        a.mov(byte_ptr(esi + 4), 0x77).unwrap();
+    });
+    assert_eq!(state.xsave.0[6..8], [0x33, 0]);
+}
