@@ -8,6 +8,7 @@ pub mod back_end;
 mod blame;
 mod news;
 mod patience;
+mod stall;
 pub mod table;
 mod watch;
 
@@ -32,6 +33,7 @@ use crate::supervise::NEWS;
 use back_end::{BackEnd, BackEndError};
 use blame::Blame;
 use patience::Patience;
+use stall::Stall;
 use table::{Action, Event, State};
 
 /// How long a process whose connection is over may take to end by itself.
@@ -63,6 +65,7 @@ pub struct Device {
     connections: u64,
     heart: Heart,
     patience: Patience,
+    stall: Stall,
     /// When the state has lasted too long, or the pause is over.
     until: Option<Instant>,
     /// Why it was sent SIGKILL, and whether that is its own fault.
@@ -100,6 +103,7 @@ impl Device {
             connections: 0,
             heart: Heart::new(Instant::now(), BEAT.0, BEAT.1),
             patience: Patience::default(),
+            stall: Stall::default(),
             until: None,
             cause: None,
             doubt: None,
@@ -214,7 +218,7 @@ impl Device {
 
     fn launch(&mut self, tolerate: &Layers) -> Result<(), BackEndError> {
         self.patience.launched(Instant::now());
-        (self.cause, self.doubt, self.owed) = (None, None, false);
+        (self.cause, self.doubt, self.owed, self.stall) = (None, None, false, Stall::default());
         match &self.source {
             Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, self.cgroup.as_deref(), tolerate)?),
             Source::Foreign(disk) => {
@@ -350,6 +354,16 @@ impl Device {
         self.patience.renew();
         self.cause = Some(("the operator wants another".into(), false));
         self.happened(Event::Restart, context);
+    }
+
+    /// The operator gave its image another size: a process that serves it is told. One that is yet to open it, or the next,
+    /// measures it by itself.
+    pub fn resize(&mut self) -> Result<(), String> {
+        let Source::Own(image) = &self.source else {
+            return Err(format!("{} is served by somebody else: tell its back end", self.name));
+        };
+        let Some(back_end) = self.back_end.as_mut().filter(|_| self.state == State::Serving) else { return Ok(()) };
+        back_end.resize(image).map_err(|error| format!("{}: {}", self.name, cause_chain(&error)))
     }
 
     /// Its process, if there is one.

@@ -51,6 +51,37 @@ fn nothing_else_stays_open() {
     drop(unsafe { File::from_raw_fd(stray) });
 }
 
+/// However it tries: by writing, by resizing or by allocating.
+#[test]
+fn a_file_is_not_made_larger_than_allowed() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(4096).unwrap();
+    let (null, (wait, mut go)) = (File::options().write(true).open("/dev/null").unwrap(), pipe().unwrap());
+    let path = image.path().display();
+    let tries = [
+        "truncate -s 4097",
+        "fallocate -l 4097",
+        "fallocate -z -o 4000 -l 100",
+        "dd seek=8 count=1 if=/dev/zero conv=notrunc of=",
+    ];
+    let tries: Vec<_> =
+        tries.iter().map(|tried| format!("{tried}{}{path}", if tried.ends_with('=') { "" } else { " " })).collect();
+    let inside = format!("printf x | dd of={path} bs=1 seek=4095 conv=notrunc");
+    let launched =
+        shell(&format!("read word; {inside}; {}", tries.join("; ")), vec![wait.as_fd(), null.as_fd(), null.as_fd()]);
+    limit_file_size(launched.pid, 4096).unwrap();
+    go.write_all(b"go\n").unwrap();
+    launched.reap();
+    let content = fs::read(image.path()).unwrap();
+    assert_eq!((content.len(), content[4095]), (4096, b'x'));
+    // It may be raised again.
+    let (launched, go) = waiting();
+    limit_file_size(launched.pid, 1).unwrap();
+    limit_file_size(launched.pid, 1 << 40).unwrap();
+    drop(go);
+    launched.reap();
+}
+
 /// By the groups of root, or of who started the broker, might be opened what is not the process's business.
 #[test]
 fn roots_groups_are_laid_down() {

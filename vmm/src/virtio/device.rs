@@ -240,6 +240,8 @@ impl Inner {
             Link::Draining => self.drain(dma),
             Link::Down | Link::Starting | Link::Stopping => {}
         }
+        let out = self.link == Link::Running && self.shadows.iter().any(|shadow| shadow.outstanding() > 0);
+        self.front_end.expect_completions(out);
         self.end_reset(dma);
     }
 

@@ -1,6 +1,7 @@
 //! The life of the process behind a device, as the device sees it: the edges of the diagram in [`super`].
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::super::chain::GuestError;
 use super::super::dma::Dma;
@@ -30,6 +31,7 @@ impl Inner {
                 self.link = Link::Idle;
             }
             Event::Config { serial, config } if serial == current => self.config_changed(&config),
+            Event::Stalled { serial, long } if serial == current && !self.over => self.stalled(long),
             Event::Lost { serial, reason } if serial == current && !self.over => self.lost(reason),
             _ => {}
         }
@@ -123,6 +125,15 @@ impl Inner {
         self.front_end.expect_drained(DRAIN);
         // Perhaps nothing is out.
         self.front_end.port.ring();
+    }
+
+    /// The process has completed nothing for so long, unless that is only to be taken.
+    fn stalled(&self, long: Duration) {
+        let Some(peer) = self.peer.as_ref().filter(|_| self.link == Link::Running) else { return };
+        if !self.shadows.iter().any(|shadow| shadow.has_completed(&peer.offer.region)) {
+            let seconds = u32::try_from(long.as_secs()).unwrap_or(u32::MAX);
+            (self.report)(self.serial, DeviceEvent::Stalled(seconds));
+        }
     }
 
     /// The process broke the protocol: its connection ends.
