@@ -3,6 +3,8 @@
 
 #[path = "bare/apic.rs"]
 mod apic;
+#[path = "bare/board.rs"]
+mod board;
 #[path = "bare/churn.rs"]
 mod churn;
 #[path = "bare/code.rs"]
@@ -11,8 +13,12 @@ mod code;
 mod crossings;
 #[path = "bare/debug.rs"]
 mod debug;
+#[path = "bare/deliveries.rs"]
+mod deliveries;
 #[path = "bare/exceptions.rs"]
 mod exceptions;
+#[path = "bare/features.rs"]
+mod features;
 #[path = "bare/gates.rs"]
 mod gates;
 #[path = "bare/interrupts.rs"]
@@ -25,6 +31,8 @@ mod paging;
 mod remembered;
 #[path = "bare/resets.rs"]
 mod resets;
+#[path = "bare/ring0_returns.rs"]
+mod ring0_returns;
 #[path = "bare/segments.rs"]
 mod segments;
 #[path = "bare/spaces.rs"]

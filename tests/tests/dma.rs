@@ -102,18 +102,23 @@ fn a_reset_waits_for_a_process_that_may_still_write() -> Outcome {
     driver.start(true);
     driver.submit(0, None);
     assert_eq!(driver.finish(), [(0, 0, 7)]);
-    // Lost in the middle: whether it has ended is known when another is there.
+    // Lost in the middle: whether it has ended is known when another is there, and what it wrote not before.
     send(daemon.pid(), Signal::SIGSTOP);
     driver.submit(1, None);
+    driver.ram.mark_code(Driver::data(1));
+    driver.written_code();
     driver.serve(Duration::from_millis(20));
     drop(daemon);
     driver.until(|driver, _| matches!(driver.events().last(), Some(DeviceEvent::Lost(_))));
     driver.set_status(0);
     while driver.serve(Duration::from_millis(20)) {}
     assert_ne!(driver.status(), 0, "nobody said that it has ended");
+    assert!(driver.written_code().is_empty(), "it may write on");
     let (_daemon, socket) = served(dir.path(), 1)?;
     driver.device.replace(socket, false);
     driver.reset_slowly();
+    assert_eq!(driver.written_code(), [Driver::data(1)]);
+    driver.ram.clear_code(Driver::data(1));
     driver.start(true);
     driver.submit(0, None);
     assert_eq!(driver.finish(), [(0, 0, 7)]);

@@ -6,6 +6,8 @@ mod back_ends;
 mod console;
 #[path = "operator/limits.rs"]
 mod limits;
+#[path = "operator/power.rs"]
+mod power;
 #[path = "operator/service.rs"]
 mod service;
 

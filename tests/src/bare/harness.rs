@@ -43,12 +43,27 @@ pub fn check_on(
     expected: &str,
     qemu_errs: QemuErrs<'_>,
 ) -> Outcome {
+    compare(monitors, &[], build, expected, qemu_errs)
+}
+
+/// Like [`check`], on Bulkhead's engines with more arguments for `bulkhead run`.
+pub fn check_with(options: &[String], build: impl FnOnce(&mut Bare) -> Emit, expected: &str) -> Outcome {
+    compare(&bulkhead(), options, build, expected, &[])
+}
+
+fn compare(
+    monitors: &[Monitor],
+    options: &[String],
+    build: impl FnOnce(&mut Bare) -> Emit,
+    expected: &str,
+    qemu_errs: QemuErrs<'_>,
+) -> Outcome {
     let mut bare = Bare::new()?;
     build(&mut bare)?;
     let dir = tempfile::tempdir()?;
     let kernel = dir.path().join("bare.elf");
     std::fs::write(&kernel, bare.finish()?)?;
-    let guest = Guest { kernel, initrd: None, append: String::new(), memory: 64, options: Vec::new() };
+    let guest = Guest { kernel, initrd: None, append: String::new(), memory: 64, options: options.to_vec() };
     let expected: Vec<_> = expected.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     for monitor in monitors {
         let got = run(monitor, &guest)?;

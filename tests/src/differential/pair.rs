@@ -9,11 +9,11 @@ use std::sync::atomic::Ordering;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use vmm::cpu::{Stop, Vcpu, eflags, reg, seg, vector};
+use vmm::cpu::{Stop, eflags, reg, seg, vector};
 use vmm::engine::interp::Interpreter;
 use vmm::engine::translate::Translator;
 use vmm::engine::{Engine, Exit};
-use vmm::mmu::{Flush, Privilege, peek};
+use vmm::mmu::{Flush, Privilege};
 
 use super::board::{Board, Place, Setting};
 use super::compare;
@@ -62,8 +62,6 @@ pub struct Pair {
     buffer: Vec<u8>,
     /// Addresses of the instructions that the interpreter executed.
     trail: Vec<u32>,
-    /// A repeated store of the supervisor's changed its own instruction.
-    spoilt_itself: bool,
     watchdog: Watchdog,
 }
 
@@ -88,7 +86,6 @@ impl Pair {
             used: 0..0,
             buffer: Vec::new(),
             trail: Vec::new(),
-            spoilt_itself: false,
             watchdog,
         };
         pair.renew_tables();
@@ -132,8 +129,7 @@ impl Pair {
             };
         }
         match self.judge(generated, left, right) {
-            // Emitted code notices that only in user code, where the page holds data too.
-            Verdict::Different(_) if self.spoilt_itself || self.read_a_counter() => {
+            Verdict::Different(_) if self.read_a_counter() => {
                 self.realign();
                 Verdict::Skipped
             }
@@ -161,7 +157,6 @@ impl Pair {
     fn interpret(&mut self) -> Option<Exit> {
         let v = &mut self.boards[0].vcpu;
         self.trail.clear();
-        self.spoilt_itself = false;
         for _ in 0..if self.setting.returns { MAX_STEPS_INTERRUPTED } else { MAX_STEPS } {
             // The last step stays the last.
             self.trail.truncate(MAX_STEPS);
@@ -172,13 +167,11 @@ impl Pair {
                 true => self.interpreter.events(v),
                 false => Ok(None),
             };
-            let before = (v.state.cpl < 3).then(|| repeated_store(v)).flatten();
             let done = match event {
                 Ok(Some(exit)) => return Some(exit),
                 Ok(None) => self.interpreter.step(v),
                 Err(stop) => Err(stop),
             };
-            self.spoilt_itself |= before.is_some_and(|(at, bytes)| !v.mmu.ram.equals(at, &bytes));
             match done {
                 Ok(()) => {}
                 Err(Stop::Unsupported(what)) => return Some(Exit::Unsupported(what)),
@@ -372,21 +365,4 @@ impl Engines {
     pub fn stats(&self) -> Vec<(String, u64)> {
         self.pair.stats()
     }
-}
-
-/// Physical address and bytes of the repeated MOVS or STOS at EIP, if there is one, as far as its page goes.
-fn repeated_store(v: &Vcpu) -> Option<(u64, Vec<u8>)> {
-    let linear = v.state.seg[seg::CS].base.wrapping_add(v.state.eip);
-    // Only a look, which sets no accessed bits.
-    let at = peek(&v.mmu.ram, &v.state, linear, false)?.gpa;
-    let mut bytes = vec![0; 15.min(0x1000 - (at & 0xfff) as usize)];
-    if !v.mmu.ram.read(at, &mut bytes) {
-        return None;
-    }
-    let prefixes =
-        bytes.iter().take_while(|b| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf2 | 0xf3)).count();
-    let repeated = bytes[..prefixes].iter().any(|b| matches!(b, 0xf2 | 0xf3));
-    let stores = matches!(bytes.get(prefixes), Some(0xa4 | 0xa5 | 0xaa | 0xab));
-    bytes.truncate(prefixes + 1);
-    (repeated && stores).then_some((at, bytes))
 }

@@ -168,8 +168,7 @@ impl Generator {
             case.code.extend(bytes);
             mask_underflow(&decoded, &mut case);
             let undefined = flags(decoded.rflags_undefined());
-            open =
-                open & !flags(decoded.rflags_written() | decoded.rflags_cleared() | decoded.rflags_set()) | undefined;
+            open = open & !settled(&decoded) | undefined;
             let all = result.get_or_insert_with(|| Generated {
                 case: case.clone(),
                 instructions: vec![],
@@ -258,6 +257,21 @@ fn mask_underflow(insn: &Instruction, case: &mut Case) {
     use iced_x86::Mnemonic::{Dppd, Dpps, Vdppd, Vdpps};
     if matches!(insn.mnemonic(), Dpps | Dppd | Vdpps | Vdppd) {
         case.xsave[25] |= 8;
+    }
+}
+
+/// Flags that `insn` gives a value whatever its operands are: a count of zero leaves all as they were.
+fn settled(insn: &Instruction) -> u32 {
+    use iced_x86::Mnemonic::*;
+    let shifts = matches!(insn.mnemonic(), Rcl | Rcr | Rol | Ror | Sal | Sar | Shl | Shld | Shr | Shrd);
+    let last = insn.op_count().saturating_sub(1);
+    // Through CF as many times as the operand and it have bits is not at all.
+    let through = matches!(insn.mnemonic(), Rcl | Rcr);
+    let known = !through && insn.op_kind(last) == OpKind::Immediate8 && insn.immediate8() & 31 != 0;
+    let repeated = insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix());
+    match shifts && !known || repeated {
+        true => 0,
+        false => flags(insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set()),
     }
 }
 

@@ -13,6 +13,7 @@ mod machine;
 mod operator;
 pub mod parent;
 mod run;
+mod tables;
 mod values;
 
 use std::collections::BTreeMap;

@@ -47,6 +47,8 @@ struct Seen {
     messages: Vec<u32>,
     line: bool,
     events: Vec<DeviceEvent>,
+    /// Frames with code that the device wrote, by its own account.
+    code: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -251,7 +253,9 @@ impl Driver {
         let waited = self.wires.changed.wait_timeout_while(seen, limit, |seen| !seen.attention);
         let wanted = std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).0.attention);
         if wanted {
-            self.device.serve(&mut Dma::new(&self.ram));
+            let mut dma = Dma::new(&self.ram);
+            self.device.serve(&mut dma);
+            self.wires.note(|seen| seen.code.extend(dma.into_code_frames()));
         }
         wanted
     }
@@ -297,6 +301,11 @@ impl Driver {
     /// What the machine was told so far.
     pub fn events(&self) -> Vec<DeviceEvent> {
         self.wires.seen.lock().unwrap_or_else(PoisonError::into_inner).events.clone()
+    }
+
+    /// Frames marked as code that the engine was told of since the last call.
+    pub fn written_code(&self) -> Vec<u64> {
+        std::mem::take(&mut self.wires.seen.lock().unwrap_or_else(PoisonError::into_inner).code)
     }
 
     /// Data of the interrupt messages since the last call.

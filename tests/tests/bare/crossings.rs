@@ -14,15 +14,15 @@ const COUNT: u32 = at::SCRATCH;
 /// What the handler saw last: ESP, and IF.
 const SEEN: u32 = at::SCRATCH + 0x10;
 /// Physical memory is mapped again from here on, for ring 0.
-const HIGH: u32 = 0xc000_0000;
+pub(super) const HIGH: u32 = 0xc000_0000;
 const VECTOR: u8 = 0x30;
-const GATE: u32 = at::IDT + 8 * VECTOR as u32;
+pub(super) const GATE: u32 = at::IDT + 8 * VECTOR as u32;
 
 /// A change, by its name.
 type Change = (&'static str, fn(&mut Bare) -> Emit);
 
 /// Paging, with the stack of ring 0 in the upper part.
-fn prepare(b: &mut Bare) -> Emit {
+pub(super) fn prepare(b: &mut Bare) -> Emit {
     b.page_4k()?;
     for table in 0..4 {
         b.poke(at::PD + 0xc00 + table * 4, (at::PD + 0x1000 + table * 0x1000) | 3)?;
@@ -33,6 +33,16 @@ fn prepare(b: &mut Bare) -> Emit {
 
 /// Twelve rounds at ring 3 around INT, in the tenth of which the handler does `change`.
 fn twelve(b: &mut Bare, (name, change): Change) -> Emit {
+    twelve_after(b, name, |_| Ok(()), change)
+}
+
+/// As [`twelve`], with `before` done once the handler has its gate.
+pub(super) fn twelve_after(
+    b: &mut Bare,
+    name: &str,
+    before: impl FnOnce(&mut Bare) -> Emit,
+    change: impl FnOnce(&mut Bare) -> Emit,
+) -> Emit {
     let (mut over, mut handler, mut usual) = (b.asm.create_label(), b.asm.create_label(), b.asm.create_label());
     b.asm.jmp(over)?;
     b.asm.set_label(&mut handler)?;
@@ -55,6 +65,7 @@ fn twelve(b: &mut Bare, (name, change): Change) -> Emit {
     b.poke(COUNT, 0)?;
     b.gate(VECTOR, sel::CODE, handler, 0xee)?;
     b.asm.or(dword_ptr(GATE + 4), HIGH as i32)?;
+    before(b)?;
     b.fault_in_ring3(name, |b| {
         let mut again = b.asm.create_label();
         b.asm.xor(ebx, ebx)?;

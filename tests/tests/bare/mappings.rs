@@ -128,3 +128,118 @@ fn a_stale_mapping_is_not_remembered() -> Outcome {
         &[],
     )
 }
+
+/// What a 4 MiB page shows.
+const LARGE: u32 = 0x1000_0000;
+
+/// Global pages that change, with a flush after which the old ones must not be seen: INVLPG; CR3, while CR4.PGE is clear;
+/// any change of CR4.PGE; and the end of paging (SDM vol. 3, §4.10.4.1). They were read and executed before.
+#[test]
+fn global_pages_are_flushed() -> Outcome {
+    const FRAMES: [u32; 2] = [PAGE + 0x4000, PAGE + 0x5000];
+    const LARGES: [u32; 2] = [PAGE, PAGE + 0x40_0000];
+    const SMALL: (u32, [u32; 2]) = (pte(PAGE), [FRAMES[0] | GLOBAL, FRAMES[1] | GLOBAL]);
+    const DIRECTORY: (u32, [u32; 2]) = (at::PD + (LARGE >> 20), [LARGES[0] | GLOBAL | 0xc0, LARGES[1] | GLOBAL | 0xc0]);
+    type Way = (bool, fn(&mut Bare, u32) -> Emit);
+    let ways: [Way; 5] = [
+        (true, |b, linear| b.asm.invlpg(byte_ptr(linear + 0xabc))),
+        (false, |b, _| b.flush()),
+        (true, |b, _| pge(b, false)),
+        (false, |b, _| pge(b, true)),
+        (true, |b, _| b.cr0_clear(0x8000_0000).and_then(|()| b.cr0_set(0x8000_0000))),
+    ];
+    let upper = crate::crossings::HIGH + PAGE;
+    let kinds = [
+        ("read", PAGE, SMALL, false),
+        ("executed", PAGE, SMALL, true),
+        ("read above", upper, SMALL, false),
+        ("executed above", upper, SMALL, true),
+        ("large, read", LARGE, DIRECTORY, false),
+        ("large, executed", LARGE, DIRECTORY, true),
+    ];
+    check(
+        |b| {
+            for frame in [FRAMES, LARGES] {
+                for (value, place) in (1..).zip(frame) {
+                    function(b, place, value)?;
+                    b.poke(place + 0x10, value)?;
+                }
+            }
+            crate::crossings::prepare(b)?;
+            b.cr4_set(0x10)?;
+            for (name, linear, (entry, values), executed) in kinds {
+                let access = |b: &mut Bare| match executed {
+                    true => call(b, linear, 0),
+                    false => b.asm.mov(eax, dword_ptr(linear + 0x10)),
+                };
+                b.asm.xor(esi, esi)?;
+                for (global, way) in ways {
+                    pge(b, global)?;
+                    b.poke(entry, values[0])?;
+                    b.asm.invlpg(byte_ptr(linear))?;
+                    (0..4).try_for_each(|_| access(b))?;
+                    b.poke(entry, values[1])?;
+                    way(b, linear)?;
+                    access(b)?;
+                    b.asm.shl(esi, 4)?;
+                    b.asm.add(esi, eax)?;
+                }
+                b.asm.mov(eax, esi)?;
+                b.show(name)?;
+            }
+            Ok(())
+        },
+        "read 00022222\nexecuted 00022222\nread above 00022222\nexecuted above 00022222\n\
+         large, read 00022222\nlarge, executed 00022222",
+        &[],
+    )
+}
+
+/// CR4.PGE, on or off. Clobbers EAX.
+fn pge(b: &mut Bare, on: bool) -> Emit {
+    b.asm.mov(eax, cr4)?;
+    match on {
+        true => b.asm.or(eax, PGE as i32)?,
+        false => b.asm.and(eax, !PGE as i32)?,
+    }
+    b.asm.mov(cr4, eax)
+}
+
+/// The same for a global page that ring 3 reads, with what changes it and flushes in a handler that INT goes to.
+#[test]
+fn global_pages_of_ring_3_are_flushed() -> Outcome {
+    const NEXT: u32 = PAGE + 0x6000;
+    /// EAX at the report.
+    const SEEN: u32 = tests::bare::runtime::SAVED + 28;
+    type Way = (&'static str, bool, fn(&mut Bare) -> Emit);
+    let ways: [Way; 4] = [
+        ("invlpg", true, |b| b.asm.invlpg(byte_ptr(PAGE))),
+        ("cr3", false, Bare::flush),
+        ("pge off", true, |b| pge(b, false)),
+        ("pge on", false, |b| pge(b, true)),
+    ];
+    check(
+        |b| {
+            b.poke(PAGE + 1, 1)?;
+            b.poke(NEXT + 1, 2)?;
+            crate::crossings::prepare(b)?;
+            for (name, global, way) in ways {
+                pge(b, global)?;
+                remap(b, TABLE, PAGE, PAGE | GLOBAL)?;
+                let change = |b: &mut Bare| b.poke(pte(PAGE), NEXT | GLOBAL).and_then(|()| way(b));
+                crate::crossings::twelve_after(b, name, |_| Ok(()), change)?;
+                b.show_memory("eax", SEEN)?;
+            }
+            Ok(())
+        },
+        &["invlpg", "cr3", "pge off", "pge on"]
+            .map(|name| {
+                format!(
+                    "{name}: #31 at +00000017 cs 001b fl 00000002 sp 0023:001c0000\n{name} rounds 0000000c\n\
+                 {name} carries 0000000c\neax 00000002\n"
+                )
+            })
+            .concat(),
+        &[],
+    )
+}

@@ -17,10 +17,10 @@ const PLACE: u32 = at::GDT + CHANGING;
 /// Another table, a copy of the first but for what a test changes.
 const OTHER: u32 = at::FREE + 0x1_0000;
 /// What LGDT reads.
-const POINTER: u32 = at::SCRATCH + 0x40;
+pub(super) const POINTER: u32 = at::SCRATCH + 0x40;
 
 /// `body` as often as `count` says; EBX counts from 0, ESI starts as 0.
-fn rounds(b: &mut Bare, count: i32, body: impl FnOnce(&mut Bare) -> Emit) -> Emit {
+pub(super) fn rounds(b: &mut Bare, count: i32, body: impl FnOnce(&mut Bare) -> Emit) -> Emit {
     let mut again = b.asm.create_label();
     b.asm.xor(ebx, ebx)?;
     b.asm.xor(esi, esi)?;
@@ -158,7 +158,7 @@ fn rights_change() -> Outcome {
 }
 
 /// LGDT of `limit` and `base`.
-fn table(b: &mut Bare, base: u32, limit: u32) -> Emit {
+pub(super) fn table(b: &mut Bare, base: u32, limit: u32) -> Emit {
     b.poke(POINTER, limit | base << 16)?;
     b.poke(POINTER + 4, base >> 16)?;
     b.asm.lgdt(fword_ptr(POINTER))

@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// What `bulkhead run --no-reboot` exits with when the guest resets.
 const RESET: i32 = 8;
 
-fn resets(build: impl FnOnce(&mut Bare) -> Emit) -> Result<(), Box<dyn Error>> {
+pub(super) fn resets(build: impl FnOnce(&mut Bare) -> Emit) -> Result<(), Box<dyn Error>> {
     ends(build, RESET, 0)
 }
 

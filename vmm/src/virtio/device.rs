@@ -247,8 +247,12 @@ impl Inner {
 
     /// A reset is complete when nobody writes guest RAM for an earlier life, and the engine knows of all that was written.
     fn end_reset(&mut self, dma: &mut Dma<'_>) {
+        if self.at_large {
+            // It may write on: to look now would be too early.
+            return;
+        }
         self.shadows.iter_mut().for_each(|shadow| shadow.note_touched(dma));
-        if !self.at_large && self.shadows.iter().all(|shadow| !shadow.holds_earlier_life()) {
+        if self.shadows.iter().all(|shadow| !shadow.holds_earlier_life()) {
             self.transport.common.resetting = 0;
         }
     }

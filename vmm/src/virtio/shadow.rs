@@ -364,4 +364,6 @@ mod bench;
 #[cfg(test)]
 mod direct_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;

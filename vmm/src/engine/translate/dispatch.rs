@@ -155,6 +155,7 @@ impl Translator {
                     let Some(origin) = found else { panic!("kicked at {at:#x}, which no block holds") };
                     self.save(vcpu);
                     self.sample_joints(&vcpu.state);
+                    self.retry_mixed();
                     vcpu.state.gpr[reg::ESP] = vcpu.state.gpr[reg::ESP].wrapping_add(origin.esp_delta as u32);
                     if origin.point == Point::Interruptible {
                         // Iterations were done and are left: what arrives now pushes RF (SDM vol. 3, §17.3.1.1).

@@ -4,7 +4,9 @@
 //! Stores to a frame with code are watched, and each costs a host fault. Data beside code that is stored to again and
 //! again, or code that is patched all the time, would make that the rule: then the frame's blocks are forgotten, and it is
 //! watched no longer. Where that comes a second time, code and data are both in use. Such a *mixed* frame is not watched
-//! either; its blocks check their own source whenever they are entered ([`super::translate`]).
+//! either; its blocks check their own source whenever they are entered ([`super::translate`]). That is dear, and not always
+//! for ever: a kernel patches its own text while it starts. So it is watched again after a while, and after ever longer
+//! ones if it turns out to be mixed still.
 
 use std::collections::HashMap;
 
@@ -21,6 +23,8 @@ const DATA_WRITES: u32 = 16;
 const CODE_WRITES: u32 = 256;
 /// Times that its code was forgotten so after which a frame is mixed.
 const MIXED_AFTER: u32 = 2;
+/// Calls of [`Frames::due`] until a mixed frame is watched again, at first and at most.
+const MIXED_FOR: (u64, u64) = (64, 1 << 14);
 
 /// How a frame's blocks come to know of stores to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub struct Frame {
     code_writes: u32,
     /// Times that its blocks were forgotten because of such stores.
     forgotten: u32,
+    /// For how long it is mixed the next time.
+    mixed_for: u64,
     care: Care,
 }
 
@@ -70,11 +76,15 @@ pub struct Frames {
     views: usize,
     /// What a frame begins as.
     first: Care,
+    /// Calls of [`Self::due`].
+    time: u64,
+    /// When mixed frames are to be watched again, and which.
+    mixed: Vec<(u64, u64)>,
 }
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { frames: HashMap::default(), views: 0, first: Care::Forgotten }
+        Self { frames: HashMap::default(), views: 0, first: Care::Forgotten, time: 0, mixed: Vec::new() }
     }
 }
 
@@ -150,6 +160,13 @@ impl Frame {
         self.views.get(&(eip >> 12, mode)).map(|v| &**v)
     }
 
+    /// Takes out all blocks, whose views were counted in `views`.
+    fn forget(&mut self, views: &mut usize) -> Vec<u32> {
+        *views -= self.views.len();
+        self.care = Care::Forgotten;
+        std::mem::take(&mut self.views).into_values().flat_map(|v| v.blocks).collect()
+    }
+
     /// See [`Frames::add`].
     fn add(&mut self, id: u32, eip: u32, mode: Mode, origins: &[Origin], stays: impl Fn(u32) -> bool) {
         let view = self.views.entry((eip >> 12, mode)).or_insert_with(|| {
@@ -194,8 +211,8 @@ impl Frames {
     /// The frame at `gpa`, copied from `ram` unless it is watched since it was copied.
     pub fn note(&mut self, ram: &GuestRam, gpa: u64) -> &mut Frame {
         let frame = self.frames.entry(gpa).or_insert_with(|| {
-            let (views, bytes) = (HashMap::default(), [0; FRAME_SIZE]);
-            Box::new(Frame { views, bytes, data_writes: 0, code_writes: 0, forgotten: 0, care: self.first })
+            let (views, bytes, mixed_for) = (HashMap::default(), [0; FRAME_SIZE], MIXED_FOR.0);
+            Box::new(Frame { views, bytes, data_writes: 0, code_writes: 0, forgotten: 0, mixed_for, care: self.first })
         });
         if frame.care != Care::Watched {
             ram.read(gpa, &mut frame.bytes);
@@ -235,15 +252,37 @@ impl Frames {
     /// The frame at `gpa` is not to be watched on: forgets and returns the blocks that came from it.
     pub fn forget(&mut self, gpa: u64) -> Vec<u32> {
         let Some(frame) = self.frames.get_mut(&gpa).filter(|f| f.watched()) else { return Vec::new() };
-        self.views -= frame.views.len();
-        let blocks: Vec<u32> = std::mem::take(&mut frame.views).into_values().flat_map(|v| v.blocks).collect();
+        let blocks = frame.forget(&mut self.views);
         frame.forgotten += 1;
-        frame.care = if frame.forgotten < MIXED_AFTER { Care::Forgotten } else { Care::Mixed };
         if blocks.is_empty() {
             // It became something else altogether.
             self.frames.remove(&gpa);
+        } else if frame.forgotten >= MIXED_AFTER {
+            frame.care = Care::Mixed;
+            self.mixed.push((self.time + frame.mixed_for, gpa));
+            frame.mixed_for = (frame.mixed_for * 2).min(MIXED_FOR.1);
         }
         blocks
+    }
+
+    /// Some time has passed, about as much each time: the mixed frames that it is time to watch again.
+    pub fn due(&mut self) -> Vec<u64> {
+        self.time += 1;
+        let now = self.time;
+        self.mixed.extract_if(.., |(when, _)| *when <= now).map(|(_, gpa)| gpa).collect()
+    }
+
+    /// The frame at `gpa`, if it is mixed, is to be watched again: forgets and returns the blocks that came from it. It is
+    /// mixed again the next time that its code is forgotten.
+    pub fn try_again(&mut self, gpa: u64) -> Vec<u32> {
+        let Some(frame) = self.frames.get_mut(&gpa).filter(|f| f.mixed()) else { return Vec::new() };
+        frame.forgotten = MIXED_AFTER - 1;
+        frame.forget(&mut self.views)
+    }
+
+    /// How many are mixed.
+    pub fn mixed(&self) -> usize {
+        self.frames.values().filter(|f| f.mixed()).count()
     }
 
     /// Forgets the blocks of `segment`, and the frames that no other block comes from: the latter's addresses.
@@ -255,7 +294,9 @@ impl Frames {
             });
         }
         self.views = self.frames.values().map(|frame| frame.views.len()).sum();
-        self.frames.extract_if(|_, frame| frame.views.is_empty()).map(|(gpa, _)| gpa).collect()
+        let gone = self.frames.extract_if(|_, frame| frame.views.is_empty()).map(|(gpa, _)| gpa).collect();
+        self.mixed.retain(|(_, gpa)| self.frames.contains_key(gpa));
+        gone
     }
 
     /// Physical addresses of the frames that are watched.
@@ -281,5 +322,48 @@ impl Frames {
             .flat_map(|f| f.views.values())
             .map(|v| size_of::<View>() + 4 * (v.blocks.len() + v.entered.len()));
         self.frames.len() * (size_of::<Frame>() + 32) + views.sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has `frames` take the frame at 0 to be mixed, from being watched.
+    fn mix(frames: &mut Frames, ram: &GuestRam) {
+        for _ in 0..MIXED_AFTER {
+            if frames.get(0).is_some_and(Frame::mixed) {
+                return;
+            }
+            let mode = Mode::of(&crate::engine::translate::tests::machine(&[])).unwrap();
+            frames.add(ram, (7, 0), (0, mode), &[], |_| false);
+            assert_eq!(frames.forget(0), [7]);
+        }
+    }
+
+    #[test]
+    fn what_is_mixed_is_watched_again_after_ever_longer_times() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        let mut frames = Frames::default();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            mix(&mut frames, &ram);
+            assert!(frames.get(0).unwrap().mixed() && frames.mixed() == 1);
+            waits.push((1..).find(|_| frames.due() == [0]).unwrap());
+            frames.try_again(0);
+            assert!(frames.note(&ram, 0).watched() && frames.views() == 0);
+        }
+        assert!(waits.windows(2).all(|w| w[1] == (w[0] * 2).min(MIXED_FOR.1)), "{waits:?}");
+        assert_eq!((waits[0], waits[11]), MIXED_FOR);
+    }
+
+    #[test]
+    fn a_frame_that_went_meanwhile_is_not_tried_again() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        let mut frames = Frames::default();
+        mix(&mut frames, &ram);
+        frames.remove_segment(0);
+        assert!(frames.get(0).is_none() && frames.mixed.is_empty());
+        assert!(frames.try_again(0).is_empty());
     }
 }

@@ -141,13 +141,17 @@ impl Registry {
             source: t.source,
             fp: t.fp,
             global: page.global,
+            stray: self.entry(&key, t.fp).is_some(),
             live: true,
         };
+        let stray = record.stray;
         let index = self.segments[self.current].add(record, &t.origins, &t.exits, self.base);
         let id = join(self.current, index);
         self.by_name.insert(Name::from(&key), id);
         // Nothing comes into the middle of the one instruction that two pages hold, nor past a block's look at its source.
-        let closed = page.second.is_some() || self.is_mixed(key.gpa & !0xfff);
+        // Branches go on to the block that a stray one lies in, and traces through it when that is translated again: or in
+        // time they would be cut up wherever an interrupt ever came.
+        let closed = stray || page.second.is_some() || self.is_mixed(key.gpa & !0xfff);
         let entries = if closed { &[] } else { &t.origins[..] };
         let segments = &self.segments;
         let stays = |other: u32| {
@@ -165,6 +169,11 @@ impl Registry {
     /// The live block for `key`.
     pub fn find(&self, key: &Key) -> Option<u32> {
         self.by_name.get(&Name::from(key)).copied()
+    }
+
+    /// True if block `id` began inside another one.
+    pub fn is_stray(&self, id: u32) -> bool {
+        self.record(id).stray
     }
 
     fn record(&self, id: u32) -> &Record {
@@ -262,7 +271,7 @@ impl Registry {
         let record = self.record(id);
         match record.live && (fp || !record.fp || record.eip == key.eip) {
             true => Some(id),
-            false => self.find(key).filter(|id| self.record(*id).second == NONE),
+            false => self.find(key).filter(|id| self.record(*id).second == NONE && !self.is_stray(*id)),
         }
     }
 
@@ -312,6 +321,19 @@ impl Registry {
         let blocks = self.frames.forget(gpa & !0xfff);
         blocks.iter().for_each(|&id| self.invalidate(cache, id));
         blocks.len()
+    }
+
+    /// Some time has passed: forgets the blocks of the mixed frames that it is time to watch again; how many there were.
+    pub fn retry_mixed(&mut self, cache: &mut CodeCache) -> usize {
+        let due = self.frames.due();
+        let blocks: Vec<u32> = due.into_iter().flat_map(|gpa| self.frames.try_again(gpa)).collect();
+        blocks.iter().for_each(|&id| self.invalidate(cache, id));
+        blocks.len()
+    }
+
+    /// How many frames are mixed.
+    pub fn mixed(&self) -> usize {
+        self.frames.mixed()
     }
 
     /// The frame at `gpa` was stored to: forgets the blocks whose source bytes changed. The result says how many, and

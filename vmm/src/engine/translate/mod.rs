@@ -293,6 +293,15 @@ impl Translator {
         }
     }
 
+    /// An interrupt came, as one does every few milliseconds: watches mixed frames again whose time has come.
+    fn retry_mixed(&mut self) {
+        let dead = self.registry.retry_mixed(&mut self.cache);
+        if dead != 0 {
+            self.stats.invalidations += dead as u64;
+            self.purge();
+        }
+    }
+
     /// Takes forgotten blocks out of the branch tables.
     fn purge(&mut self) {
         for (eip, start) in self.registry.take_dead() {

@@ -46,6 +46,8 @@ pub struct Record {
     pub source: (u16, u16),
     pub fp: bool,
     pub global: bool,
+    /// It began inside another block, where an interrupt came: direct branches do not lead here.
+    pub stray: bool,
     pub live: bool,
 }
 

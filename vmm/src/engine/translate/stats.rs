@@ -45,6 +45,7 @@ impl Translator {
             ("blocks checked", s.checked),
             ("blocks invalidated", s.invalidations),
             ("stores to code pages", s.code_stores),
+            ("pages that mix code and data", self.registry.mixed() as u64),
             ("code cache segments evicted", s.evictions),
             ("translation records, bytes", self.registry.bytes() as u64),
             ("exits: direct branch", s.exits_direct),

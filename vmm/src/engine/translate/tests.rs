@@ -130,6 +130,34 @@ fn code_is_translated_once() {
     assert_eq!((stats.blocks, stats.exits_direct), (1, 0), "{stats:?}");
 }
 
+/// A function that was come into at each of its instructions is one block again once its own has gone.
+#[test]
+fn what_began_inside_a_block_does_not_cut_it_up() {
+    const LENGTH: u32 = 20;
+    let (function, inside) = (CODE + 5, CODE + 10);
+    let (state, translator) = agree_within(CACHE_SIZE, |a| {
+        let mut start = a.create_label();
+        a.db(&[0xe9]).unwrap();
+        a.dd(&[5 + LENGTH + 1]).unwrap();
+        a.add(eax, 0x100_0000).unwrap();
+        (0..LENGTH).for_each(|_| a.inc(ebx).unwrap());
+        a.ret().unwrap();
+        a.set_label(&mut start).unwrap();
+        a.mov(edi, function).unwrap();
+        a.call(edi).unwrap();
+        for at in inside..inside + LENGTH {
+            a.mov(edi, at).unwrap();
+            a.call(edi).unwrap();
+        }
+        a.mov(byte_ptr(inside - 1), 2).unwrap();
+        a.call(function as u64).unwrap();
+    });
+    assert_eq!(state.gpr[reg::EBX], 4 + 2 * LENGTH + LENGTH * (LENGTH + 1) / 2);
+    let blocks = translator.registry.ids().into_iter().map(|id| translator.registry.block(id));
+    let whole = blocks.filter(|b| b.live && b.key.eip == function).map(|b| b.origins.filter(|o| o.is_entry()).count());
+    assert_eq!(whole.collect::<Vec<_>>(), [LENGTH as usize + 2]);
+}
+
 /// Functions that share a place in the table of their address space are found without Rust code, and not when gone.
 #[test]
 fn the_shared_table_keeps_what_the_other_has_no_place_for() {
@@ -200,6 +228,20 @@ fn old_translations_make_room() {
     }
 }
 
+/// A function that adds what was pushed last to EAX, by way of a frame of its own, and then does `more`.
+fn adding(a: &mut CodeAssembler, function: &mut CodeLabel, more: impl Fn(&mut CodeAssembler)) {
+    a.set_label(function).unwrap();
+    a.push(ebp).unwrap();
+    a.mov(ebp, esp).unwrap();
+    a.sub(esp, 16).unwrap();
+    a.mov(edx, dword_ptr(ebp + 8)).unwrap();
+    a.mov(dword_ptr(ebp - 4), edx).unwrap();
+    a.add(eax, dword_ptr(esp + 12)).unwrap();
+    more(a);
+    a.leave().unwrap();
+    a.ret().unwrap();
+}
+
 #[test]
 fn a_loop_with_calls_and_stack_traffic() {
     let state = agree(|a| {
@@ -215,15 +257,7 @@ fn a_loop_with_calls_and_stack_traffic() {
         a.dec(ecx).unwrap();
         a.jne(head).unwrap();
         a.jmp(done).unwrap();
-        a.set_label(&mut function).unwrap();
-        a.push(ebp).unwrap();
-        a.mov(ebp, esp).unwrap();
-        a.sub(esp, 16).unwrap();
-        a.mov(edx, dword_ptr(ebp + 8)).unwrap();
-        a.mov(dword_ptr(ebp - 4), edx).unwrap();
-        a.add(eax, dword_ptr(esp + 12)).unwrap();
-        a.leave().unwrap();
-        a.ret().unwrap();
+        adding(a, &mut function, |_| ());
         a.set_label(&mut done).unwrap();
         a.nop().unwrap();
     });

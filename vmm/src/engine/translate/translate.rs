@@ -86,11 +86,8 @@ impl Environment<'_> {
             return Class::Interpret;
         }
         match classify(insn, self.mode) {
-            // It may change itself, and a block's look at its source does not come between two iterations. A supervisor's
-            // is trusted not to: kernels copy to and from their users by code in such pages.
-            Class::String if self.mode.user() && self.checked.is_some() && string::repeats_stores(insn) => {
-                Class::Interpret
-            }
+            // It may change itself, and a block's look at its source does not come between two iterations.
+            Class::String if self.checked.is_some() && string::repeats_stores(insn) => Class::Interpret,
             class => class,
         }
     }

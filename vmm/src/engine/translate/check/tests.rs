@@ -1,16 +1,18 @@
 //! What the translator emits is accepted; the same with one thing wrong is not.
 
 mod corpus;
+mod forbidden;
 mod mutate;
 
 use iced_x86::code_asm::*;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Register};
 use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 
 use super::{Subject, Violation, check, report};
 use crate::cpu::{attr, cr0, cr4, seg};
-use crate::engine::translate::block::Origin;
+use crate::engine::translate::block::{Origin, Point};
 use crate::engine::translate::decode::{self, Trace};
 use crate::engine::translate::emit::{Emitter, Transfer, by_chart, by_table};
 use crate::engine::translate::mode::Mode;
@@ -212,23 +214,39 @@ fn rejected(mutant: &Emitted, name: &str) {
 #[test]
 fn forbidden_instructions_are_rejected() {
     let mut rng = SmallRng::seed_from_u64(4);
-    let forbidden = mutate::forbidden();
+    let forbidden = forbidden::anywhere();
     let mut mutants = 0;
     for block in specimens() {
         let instructions = block.instructions();
         for (name, bytes) in &forbidden {
-            let at = rng.random_range(0..instructions.len());
-            let offset = (instructions[at].ip() - block.start) as usize;
-            if block.code[offset..].starts_with(bytes) {
-                // What is right there is so twice.
-                continue;
-            }
+            // What is right somewhere is so twice, one after the other.
+            let same = |i: usize| block.code[(instructions[i].ip() - block.start) as usize..].starts_with(bytes);
+            let other = |i: &usize| !same(*i) && (*i == 0 || !same(*i - 1));
+            let Some(at) = (0..instructions.len()).filter(other).choose(&mut rng) else { continue };
             let Some(mutant) = mutate::insert(&block, &instructions, at, bytes) else { continue };
             rejected(&mutant, name);
             mutants += 1;
         }
     }
     assert!(mutants > 10_000, "only {mutants} mutants");
+}
+
+/// A return needs a guest EIP in r8d, of which nothing is known where an instruction can be started again.
+#[test]
+fn returns_to_nowhere_are_rejected() {
+    let mut mutants = 0;
+    for block in specimens() {
+        let instructions = block.instructions();
+        let known = |i: &Instruction| block.origins.iter().find(|o| o.offset as u64 == i.ip() - block.start);
+        let starts = |i: &Instruction| known(i).is_some_and(|o| matches!(o.point, Point::Start | Point::Shadowed));
+        for at in (0..instructions.len()).filter(|at| starts(&instructions[*at])) {
+            if let Some(mutant) = mutate::insert(&block, &instructions, at, forbidden::RETURN) {
+                rejected(&mutant, "return");
+                mutants += 1;
+            }
+        }
+    }
+    assert!(mutants > 1000, "only {mutants} mutants");
 }
 
 /// One instruction of a block, changed in each way that breaks a rule.

@@ -12,9 +12,12 @@ use crate::cpu::Vcpu;
 use crate::mmu::{Access, Rights, Translation, walk};
 
 impl Translator {
-    /// The start of the block for `key`, translated if need be; the table leads there from now on.
+    /// The start of the block for `key`, translated if need be; the table leads there from now on. A direct branch to a stray
+    /// one whose surroundings are gone has one made that is good for direct branches.
     pub(super) fn head(&mut self, vcpu: &mut Vcpu, active: Active, key: Key, t: &Translation) -> Entry {
-        let id = match self.registry.find(&key) {
+        let direct = self.unlinked.is_some();
+        let left = |id: &u32| direct && self.registry.is_stray(*id) && self.registry.entry(&key, true).is_none();
+        let id = match self.registry.find(&key).filter(|id| !left(id)) {
             Some(id) if self.second_page_holds(vcpu, active, id) => id,
             _ => {
                 let id = self.translate(vcpu, active.mode, key, t);

@@ -4,9 +4,9 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use super::super::Translator;
 use super::super::block::Block;
+use super::super::link::Registry;
 use super::super::mode::SegmentClass;
 use crate::cpu::Vcpu;
-use crate::mmu::GuestRam;
 
 /// What an XSAVE area says of the last x87 instruction (SDM vol. 1, table 10-2).
 #[derive(Clone, Copy)]
@@ -44,16 +44,16 @@ impl X87Last {
     }
 }
 
-/// The x87 instruction at `eip`, which `block` translates, and its FOP.
-fn guest_instruction(ram: &GuestRam, block: &Block<'_>, eip: u32) -> Option<(Instruction, u16)> {
+/// The x87 instruction at `eip`, which `block` translates, and its FOP. The bytes are those that were translated: in RAM
+/// the guest may have stored over them since they were executed.
+fn guest_instruction(registry: &Registry, block: &Block<'_>, eip: u32) -> Option<(Instruction, u16)> {
     let mut bytes = [0; 15];
     for (i, byte) in bytes.iter_mut().enumerate() {
         let at = eip.wrapping_add(i as u32);
         // Only the only instruction of a block can run over into the second page.
         let page = if (at ^ block.key.eip) & !0xfff == 0 { Some(block.key.gpa & !0xfff) } else { block.second };
-        let mut one = [0];
-        if page.is_some_and(|p| ram.read(p | (at & 0xfff) as u64, &mut one)) {
-            *byte = one[0];
+        if let Some(frame) = page.and_then(|gpa| registry.frame(gpa)) {
+            *byte = frame.bytes[(at & 0xfff) as usize];
         }
     }
     let insn = Decoder::with_ip(32, &bytes, eip as u64, DecoderOptions::NONE).decode();
@@ -83,7 +83,7 @@ impl Translator {
         let opcode = (last.opcode != before.opcode || last.pending) && Some(last.opcode) == emitted;
         let address = last.address != before.address && last.address != 0;
         if (opcode || address)
-            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&vcpu.mmu.ram, &b, eip))
+            && let Some((insn, code)) = block.and_then(|b| guest_instruction(&self.registry, &b, eip))
         {
             guest.opcode = if opcode { code } else { last.opcode };
             let mode = block.map(|b| b.key.mode.segment(insn.memory_segment().number() % 6));

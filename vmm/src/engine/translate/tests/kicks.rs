@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use iced_x86::code_asm::*;
+use nix::unistd::gettid;
 
-use super::{CODE, DATA, STACK, machine};
+use super::{CODE, DATA, STACK, adding, machine};
 use crate::cpu::{eflags, reg};
 use crate::engine::translate::Translator;
 use crate::engine::{Engine, Exit};
@@ -14,9 +15,7 @@ fn an_endless_loop_hears_a_request() {
     for (body, name) in [(&[0xeb, 0xfe][..], "jmp $"), (&[0x40, 0x50, 0x58, 0xeb, 0xfb][..], "push/pop")] {
         let mut v = machine(body);
         let lines = v.lines.clone();
-        #[allow(unsafe_code)]
-        // SAFETY: gettid has no preconditions.
-        lines.set_thread(unsafe { libc::gettid() });
+        lines.set_thread(gettid().as_raw());
         let other = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(30));
             lines.request();
@@ -39,9 +38,7 @@ fn a_repeated_instruction_is_interrupted_exactly() {
     program.extend([0xf3, 0xab, 0xeb, 0xf2]);
     let mut v = machine(&program);
     let lines = v.lines.clone();
-    #[allow(unsafe_code)]
-    // SAFETY: gettid has no preconditions.
-    lines.set_thread(unsafe { libc::gettid() });
+    lines.set_thread(gettid().as_raw());
     let mut translator = Translator::new(&v.mmu.ram).unwrap();
     for _ in 0..20 {
         let lines = lines.clone();
@@ -80,16 +77,7 @@ fn kicks_change_nothing() {
     a.dec(ecx).unwrap();
     a.jne(head).unwrap();
     a.jmp(done).unwrap();
-    a.set_label(&mut function).unwrap();
-    a.push(ebp).unwrap();
-    a.mov(ebp, esp).unwrap();
-    a.sub(esp, 16).unwrap();
-    a.mov(edx, dword_ptr(ebp + 8)).unwrap();
-    a.mov(dword_ptr(ebp - 4), edx).unwrap();
-    a.add(eax, dword_ptr(esp + 12)).unwrap();
-    a.adc(eax, 1).unwrap();
-    a.leave().unwrap();
-    a.ret().unwrap();
+    adding(&mut a, &mut function, |a| a.adc(eax, 1).unwrap());
     a.set_label(&mut done).unwrap();
     a.hlt().unwrap();
     let program = a.assemble(CODE as u64).unwrap();
@@ -98,9 +86,7 @@ fn kicks_change_nothing() {
     assert_eq!(Translator::new(&calm.mmu.ram).unwrap().run(&mut calm), Exit::Halted);
 
     let lines = kicked.lines.clone();
-    #[allow(unsafe_code)]
-    // SAFETY: gettid has no preconditions.
-    lines.set_thread(unsafe { libc::gettid() });
+    lines.set_thread(gettid().as_raw());
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let other = std::thread::spawn({
         let stop = stop.clone();

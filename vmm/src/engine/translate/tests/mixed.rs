@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 
-use super::{CODE, DATA, agree_at};
+use super::{CODE, DATA, agree, agree_at};
 use crate::cpu::reg;
 
 /// What stores cost until a page is known to be mixed.
@@ -96,7 +96,7 @@ fn only_changed_blocks_are_translated_again() {
     assert!(stats.code_stores < LEARNING && (1..20).contains(&stats.stale), "{stats:?}");
 }
 
-/// A user's repeated store that changes its own instruction goes on as what stands there now, with the next iteration.
+/// A repeated store that changes its own instruction goes on as what stands there now, with the next iteration.
 #[test]
 fn a_repeated_store_over_itself_ends_there() {
     // Where it lies, its first store as seen from there, and the direction; what is left to do, and where EDI is.
@@ -109,7 +109,7 @@ fn a_repeated_store_over_itself_ends_there() {
         (0xfff, 1, false, 4999, 2),
     ] {
         let rep = CODE + at;
-        let (state, _) = agree_at(3, |a| {
+        let state = agree(|a| {
             a.mov(edi, rep.wrapping_add_signed(first)).unwrap();
             a.mov(ecx, 5000).unwrap();
             a.mov(al, 0x90).unwrap();
@@ -119,4 +119,24 @@ fn a_repeated_store_over_itself_ends_there() {
         });
         assert_eq!((state.gpr[reg::ECX], state.gpr[reg::EDI]), (left, rep + moved), "at {at:#x}");
     }
+}
+
+/// FOP is that of the instruction which was executed, though another is there when it is asked for.
+#[test]
+fn an_x87_instruction_is_remembered_as_it_was() {
+    let (state, _) = agree_at(0, |a| {
+        let mut here = a.create_label();
+        a.mov(ebx, DATA).unwrap();
+        a.mov(dword_ptr(ebx), 0).unwrap();
+        // Division by zero is not masked.
+        a.mov(word_ptr(ebx + 4), 0x37b).unwrap();
+        a.fldcw(word_ptr(ebx + 4)).unwrap();
+        a.call(here).unwrap();
+        a.set_label(&mut here).unwrap();
+        a.pop(esi).unwrap();
+        a.fld1().unwrap();
+        a.fdiv(dword_ptr(ebx)).unwrap();
+        a.mov(byte_ptr(esi + 4), 0x77).unwrap();
+    });
+    assert_eq!(state.xsave.0[6..8], [0x33, 0]);
 }

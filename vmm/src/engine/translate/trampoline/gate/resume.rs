@@ -23,7 +23,8 @@ const SS: i32 = 16;
 
 /// IRET to the EIP in r8d, which was read from the frame.
 ///
-/// One that changes more of EFLAGS than IF and what lives in the host's flags is the interpreter's. RF counts for nothing, since no instruction breakpoint is enabled.
+/// One that changes more of EFLAGS than IF and what lives in the host's flags is the interpreter's, and so is one under NT,
+/// which returns to another task. RF counts for nothing, since no instruction breakpoint is enabled.
 pub(super) fn resume(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedError> {
     let (mut miss, mut outer, mut flags) = (a.create_label(), a.create_label(), a.create_label());
     a.set_label(&mut l.gates[Gate::Return.index()])?;
@@ -36,6 +37,8 @@ pub(super) fn resume(a: &mut CodeAssembler, l: &mut Labels) -> Result<(), IcedEr
     a.mov(r11d, r9d)?;
     a.and(r11d, !(HOST_FLAGS | eflags::IF | eflags::RF) as i32)?;
     a.cmp(r11d, dword_ptr(context(offset_of!(Context, system_flags))))?;
+    a.jne(miss)?;
+    a.test(r11d, eflags::NT as i32)?;
     a.jne(miss)?;
     a.test(byte_ptr(r14 + CS), 3)?;
     a.jne(outer)?;
