@@ -68,6 +68,8 @@ pub struct Device {
     stall: Stall,
     /// When the state has lasted too long, or the pause is over.
     until: Option<Instant>,
+    /// Since when it is stopped, while it is being started: later its silence tells.
+    stopped: Option<Instant>,
     /// Why it was sent SIGKILL, and whether that is its own fault.
     cause: Option<(String, bool)>,
     /// What made us think that it is about to end.
@@ -105,6 +107,7 @@ impl Device {
             patience: Patience::default(),
             stall: Stall::default(),
             until: None,
+            stopped: None,
             cause: None,
             doubt: None,
             down: None,
@@ -218,7 +221,8 @@ impl Device {
 
     fn launch(&mut self, tolerate: &Layers) -> Result<(), BackEndError> {
         self.patience.launched(Instant::now());
-        (self.cause, self.doubt, self.owed, self.stall) = (None, None, false, Stall::default());
+        (self.cause, self.doubt, self.owed) = (None, None, false);
+        (self.stall, self.stopped) = (Stall::default(), None);
         match &self.source {
             Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, self.cgroup.as_deref(), tolerate)?),
             Source::Foreign(disk) => {

@@ -127,6 +127,24 @@ impl Inner {
         self.front_end.port.ring();
     }
 
+    /// Whether the process has something to complete.
+    pub(super) fn expect_completions(&self) {
+        let out = self.link == Link::Running && self.shadows.iter().any(|shadow| shadow.outstanding() > 0);
+        self.front_end.expect_completions(out);
+    }
+
+    /// A reset is complete when nobody writes guest RAM for an earlier life, and the engine knows of all that was written.
+    pub(super) fn end_reset(&mut self, dma: &mut Dma<'_>) {
+        if self.at_large {
+            // It may write on: to look now would be too early.
+            return;
+        }
+        self.shadows.iter_mut().for_each(|shadow| shadow.note_touched(dma));
+        if self.shadows.iter().all(|shadow| !shadow.holds_earlier_life()) {
+            self.transport.common.resetting = 0;
+        }
+    }
+
     /// The process has completed nothing for so long, unless that is only to be taken.
     fn stalled(&self, long: Duration) {
         let Some(peer) = self.peer.as_ref().filter(|_| self.link == Link::Running) else { return };
