@@ -5,6 +5,8 @@
 //! here which frames with code it wrote: the machine has the engine look at them before the next guest instruction.
 //! That is exact: no instruction can run between the store and the look.
 
+use std::collections::BTreeSet;
+
 use super::memory::{self, Shared};
 use super::region::Region;
 use crate::mmu::{FRAME_SIZE, GuestRam};
@@ -12,13 +14,13 @@ use crate::mmu::{FRAME_SIZE, GuestRam};
 /// Guest RAM as a device sees it, with the code frames written so far.
 pub struct Dma<'a> {
     ram: &'a GuestRam,
-    code: Vec<u64>,
+    code: BTreeSet<u64>,
 }
 
 impl<'a> Dma<'a> {
     /// Nothing is written yet.
     pub fn new(ram: &'a GuestRam) -> Self {
-        Self { ram, code: Vec::new() }
+        Self { ram, code: BTreeSet::new() }
     }
 
     /// For reading.
@@ -28,7 +30,7 @@ impl<'a> Dma<'a> {
 
     /// The frames (addresses) that hold code and were written: each must be invalidated before the guest goes on.
     pub fn into_code_frames(self) -> Vec<u64> {
-        self.code
+        self.code.into_iter().collect()
     }
 
     /// Stores `bytes` at `gpa`. None, with RAM untouched, if any would lie outside RAM.
@@ -60,8 +62,8 @@ impl<'a> Dma<'a> {
     fn note(&mut self, gpa: u64, length: usize) {
         let first = gpa & !(FRAME_SIZE as u64 - 1);
         for frame in (first..gpa + length as u64).step_by(FRAME_SIZE) {
-            if self.ram.is_code(frame) && !self.code.contains(&frame) {
-                self.code.push(frame);
+            if self.ram.is_code(frame) {
+                self.code.insert(frame);
             }
         }
     }

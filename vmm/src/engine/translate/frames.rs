@@ -299,9 +299,14 @@ impl Frames {
         gone
     }
 
-    /// Physical addresses of the frames that are watched.
-    pub fn watched(&self) -> Vec<u64> {
-        self.frames.iter().filter(|(_, frame)| frame.watched()).map(|(gpa, _)| *gpa).collect()
+    /// Physical addresses of the frames that are watched and lie, if only in part, in `start..end`.
+    pub fn watched_in(&self, start: u64, end: u64) -> Vec<u64> {
+        let first = start & !(FRAME_SIZE as u64 - 1);
+        let watched = |gpa: &u64| self.frames.get(gpa).is_some_and(|frame| frame.watched());
+        match end.saturating_sub(first) / FRAME_SIZE as u64 <= self.frames.len() as u64 {
+            true => (first..end).step_by(FRAME_SIZE).filter(watched).collect(),
+            false => self.frames.keys().copied().filter(|gpa| (first..end).contains(gpa) && watched(gpa)).collect(),
+        }
     }
 
     /// How many there are.
@@ -365,5 +370,24 @@ mod tests {
         frames.remove_segment(0);
         assert!(frames.get(0).is_none() && frames.mixed.is_empty());
         assert!(frames.try_again(0).is_empty());
+    }
+
+    #[test]
+    fn what_is_watched_is_found_by_range() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        let mut frames = Frames::default();
+        for gpa in [0x1000, 0x3000, 0x8000] {
+            frames.note(&ram, gpa);
+        }
+        let found = |start, end| {
+            let mut found = frames.watched_in(start, end);
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(found(0, u64::MAX), [0x1000, 0x3000, 0x8000]);
+        assert_eq!(found(0x1fff, 0x8000), [0x1000, 0x3000]);
+        assert_eq!(found(0x1fff, 0x2000), [0x1000]);
+        assert_eq!((found(0x2000, 0x3000), found(0x3000, 0x3000)), (vec![], vec![]));
+        assert_eq!(found(0x3001, 0x3002), [0x3000]);
     }
 }

@@ -375,9 +375,9 @@ impl Registry {
         std::mem::take(&mut self.dead)
     }
 
-    /// Physical addresses of the frames to which stores are to be reported.
-    pub fn watched(&self) -> Vec<u64> {
-        self.frames.watched()
+    /// Physical addresses of the frames to which stores are to be reported, of those in `start..end`.
+    pub fn watched_in(&self, start: u64, end: u64) -> Vec<u64> {
+        self.frames.watched_in(start, end)
     }
 
     /// Bytes of memory that all this takes.

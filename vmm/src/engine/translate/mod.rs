@@ -381,10 +381,8 @@ impl Engine for Translator {
     }
 
     fn invalidate(&mut self, vcpu: &mut Vcpu, start: u64, end: u64) {
-        for frame in self.registry.watched() {
-            if frame < end && frame + 4096 > start {
-                self.refresh_frame(vcpu, frame);
-            }
+        for frame in self.registry.watched_in(start, end) {
+            self.refresh_frame(vcpu, frame);
         }
     }
 

@@ -221,7 +221,7 @@ fn old_translations_make_room() {
     });
     assert_eq!(state.gpr[reg::EAX], 4 * FUNCTIONS);
     assert!(translator.stats.evictions >= 8, "only {} segments evicted", translator.stats.evictions);
-    let counted: std::collections::HashSet<_> = translator.registry.watched().into_iter().collect();
+    let counted: std::collections::HashSet<_> = translator.registry.watched_in(0, u64::MAX).into_iter().collect();
     for frame in (0..RAM).step_by(0x1000) {
         let watched = translator.shadow.ram().is_code(frame);
         assert_eq!(watched, counted.contains(&frame), "frame {frame:#x}");
