@@ -87,6 +87,13 @@ pub enum Ask {
         /// The device: disk0, disk1, ...
         device: String,
     },
+    /// Tell a machine that the image of a disk has another size, after `truncate` for instance; its guest is told.
+    Resize {
+        /// The machine
+        vm: String,
+        /// The device: disk0, disk1, ...
+        device: String,
+    },
     /// Show a machine's recent events: time, level, who, what. Who follows sees its end, and ends with it.
     Logs {
         /// The machine
@@ -171,8 +178,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "path=FILE,format=FORMAT[,...]", value_parser = Disk::parse)]
     pub disk: Vec<Disk>,
     /// A disk served by a vhost-user-blk back end that listens at PATH; may be given several times. The back end
-    /// sees none of the guest's RAM, only a bounce region (8M unless given). These disks come after those of --disk
-    #[arg(long, value_name = "socket=PATH[,bounce=SIZE]", value_parser = VhostUserBlk::parse)]
+    /// sees none of the guest's RAM, only a bounce region. Also bounce=SIZE (8M unless given), queues=N, and timeout=SECONDS
+    /// (60 unless given), after which requests that do not come back are given to another connection. These disks come after
+    /// those of --disk
+    #[arg(long, value_name = "socket=PATH[,...]", value_parser = VhostUserBlk::parse)]
     pub vhost_user_blk: Vec<VhostUserBlk>,
     /// Where to keep requests that crash a disk's process, for its fuzzer: a directory, or none. They are guest data, and
     /// readable by you alone. Unless given: $XDG_STATE_HOME/bulkhead/quarantine, or that below ~/.local/state

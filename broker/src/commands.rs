@@ -29,6 +29,7 @@ pub fn run(command: &Ask) -> Result<u8, RuntimeError> {
             Ok(refusal(&machine))
         }
         Ask::Restart { vm, device } => plain(vm, &Request::Restart { device: device.clone() }),
+        Ask::Resize { vm, device } => plain(vm, &Request::Resize { device: device.clone() }),
         Ask::Logs { vm, follow, json } => logs(vm, *follow, *json),
         Ask::Console { vm } => attach::run(vm),
         Ask::Completions { shell } => manual::completions(*shell),

@@ -77,6 +77,7 @@ struct BackEndTable {
     socket: PathBuf,
     bounce: Option<Text>,
     queues: Option<u16>,
+    timeout: Option<u32>,
 }
 
 /// A text of the file, with its place.
@@ -169,7 +170,8 @@ fn parse(text: &str, dir: &Path) -> Result<Vec<OsString>, String> {
     for back_end in &file.vhost_user_blk {
         let bounce = back_end.bounce.as_ref().map(|size| format!(",bounce={}", size.get_ref())).unwrap_or_default();
         let queues = back_end.queues.map(|number| format!(",queues={number}")).unwrap_or_default();
-        let option = format!("socket={}{bounce}{queues}", dir.join(&back_end.socket).display());
+        let timeout = back_end.timeout.map(|seconds| format!(",timeout={seconds}")).unwrap_or_default();
+        let option = format!("socket={}{bounce}{queues}{timeout}", dir.join(&back_end.socket).display());
         arguments.option("--vhost-user-blk", Some(option));
     }
     Ok(arguments.0)
@@ -275,6 +277,7 @@ mod tests {
             [[vhost-user-blk]]
             socket = "s"
             queues = 3
+            timeout = 9
         "#;
         let wanted = [
             "--name=guest",
@@ -291,7 +294,7 @@ mod tests {
             "--limits=memory=1G,cpu=2,cpu-weight=50",
             "--disk=path=/etc/guests/a,,b,format=raw,readonly=on,serial=S",
             "--disk=path=/c,format=qcow2,readonly=off,cache=unsafe,bounce=1M,dma=shared,queues=2",
-            "--vhost-user-blk=socket=/etc/guests/s,queues=3",
+            "--vhost-user-blk=socket=/etc/guests/s,queues=3,timeout=9",
         ];
         assert_eq!(parsed(text).unwrap(), wanted);
         assert_eq!(parsed("").unwrap(), [""; 0]);

@@ -37,6 +37,11 @@ pub enum Request {
         /// Its name.
         device: String,
     },
+    /// The image of this device has another size: measure it again, and tell the guest.
+    Resize {
+        /// Its name.
+        device: String,
+    },
     /// Power off, in order first.
     Stop,
     /// Press the power button, and nothing more.

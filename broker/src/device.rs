@@ -8,6 +8,7 @@ pub mod back_end;
 mod blame;
 mod news;
 mod patience;
+mod stall;
 pub mod table;
 mod watch;
 
@@ -32,6 +33,7 @@ use crate::supervise::NEWS;
 use back_end::{BackEnd, BackEndError};
 use blame::Blame;
 use patience::Patience;
+use stall::Stall;
 use table::{Action, Event, State};
 
 /// How long a process whose connection is over may take to end by itself.
@@ -63,8 +65,11 @@ pub struct Device {
     connections: u64,
     heart: Heart,
     patience: Patience,
+    stall: Stall,
     /// When the state has lasted too long, or the pause is over.
     until: Option<Instant>,
+    /// Since when it is stopped, while it is being started: later its silence tells.
+    stopped: Option<Instant>,
     /// Why it was sent SIGKILL, and whether that is its own fault.
     cause: Option<(String, bool)>,
     /// What made us think that it is about to end.
@@ -100,7 +105,9 @@ impl Device {
             connections: 0,
             heart: Heart::new(Instant::now(), BEAT.0, BEAT.1),
             patience: Patience::default(),
+            stall: Stall::default(),
             until: None,
+            stopped: None,
             cause: None,
             doubt: None,
             down: None,
@@ -215,6 +222,7 @@ impl Device {
     fn launch(&mut self, tolerate: &Layers) -> Result<(), BackEndError> {
         self.patience.launched(Instant::now());
         (self.cause, self.doubt, self.owed) = (None, None, false);
+        (self.stall, self.stopped) = (Stall::default(), None);
         match &self.source {
             Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, self.cgroup.as_deref(), tolerate)?),
             Source::Foreign(disk) => {
@@ -350,6 +358,16 @@ impl Device {
         self.patience.renew();
         self.cause = Some(("the operator wants another".into(), false));
         self.happened(Event::Restart, context);
+    }
+
+    /// The operator gave its image another size: a process that serves it is told. One that is yet to open it, or the next,
+    /// measures it by itself.
+    pub fn resize(&mut self) -> Result<(), String> {
+        let Source::Own(image) = &self.source else {
+            return Err(format!("{} is served by somebody else: tell its back end", self.name));
+        };
+        let Some(back_end) = self.back_end.as_mut().filter(|_| self.state == State::Serving) else { return Ok(()) };
+        back_end.resize(image).map_err(|error| format!("{}: {}", self.name, cause_chain(&error)))
     }
 
     /// Its process, if there is one.

@@ -87,6 +87,12 @@ impl Devices {
         true
     }
 
+    /// The image of the device called `name` has another size. Why nobody can be told, if so.
+    pub fn resize(&mut self, name: &str) -> Result<(), String> {
+        let device = self.devices.iter_mut().find(|device| device.name == name);
+        device.ok_or_else(|| format!("the machine has no device called {name}"))?.resize()
+    }
+
     /// What is to be seen of the devices, and of their processes.
     pub fn report(&self) -> (Vec<Value>, Vec<Value>) {
         let process = |d: &Device| {

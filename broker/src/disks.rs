@@ -14,6 +14,8 @@ use crate::cli::byte_count;
 
 /// Bounce region of a disk unless given: requests of up to 4 MiB, several of them in flight.
 pub const DEFAULT_BOUNCE: u64 = 8 << 20;
+/// Seconds that a back end may take for a request unless given: as long as disk drivers wait, and once more.
+const DEFAULT_TIMEOUT: u32 = 60;
 /// Why somebody else's back end cannot have all of guest RAM.
 const ONLY_BOUNCE: &str = "dma: only `bounce` is possible for a back end that was started by somebody else. A guest that \
                            resets its disk must know that nothing is written any more, and only a process that we can \
@@ -31,23 +33,29 @@ pub struct VhostUserBlk {
     pub bounce: u64,
     /// Virtqueues that the guest is offered, if the back end has as many.
     pub queues: u16,
+    /// Seconds without a completed request, while there are some, after which another connection is tried.
+    pub timeout: u32,
 }
 
 impl VhostUserBlk {
-    /// Parses `socket=PATH[,bounce=SIZE][,queues=N]`.
+    /// Parses `socket=PATH[,bounce=SIZE][,queues=N][,timeout=SECONDS]`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (mut socket, mut bounce, mut queues) = (None, DEFAULT_BOUNCE, 1);
+        let (mut socket, mut bounce, mut queues, mut timeout) = (None, DEFAULT_BOUNCE, 1, DEFAULT_TIMEOUT);
         for item in text.split(',') {
             match item.split_once('=') {
                 Some(("socket", path)) if !path.is_empty() => socket = Some(PathBuf::from(path)),
                 Some(("bounce", size)) => bounce = bounce_size(size)?,
                 Some(("queues", number)) => queues = queue_count(number)?,
+                Some(("timeout", seconds)) => timeout = seconds_of(seconds)?,
                 Some(("dma", "bounce")) => {}
                 Some(("dma", _)) => return Err(ONLY_BOUNCE.into()),
-                _ => return Err(format!("`{item}`: give socket=PATH and, if you like, bounce=SIZE, queues=N")),
+                _ => {
+                    let more = "bounce=SIZE, queues=N, timeout=SECONDS";
+                    return Err(format!("`{item}`: give socket=PATH and, if you like, {more}"));
+                }
             }
         }
-        Ok(Self { socket: socket.ok_or("socket=PATH is missing")?, bounce, queues })
+        Ok(Self { socket: socket.ok_or("socket=PATH is missing")?, bounce, queues, timeout })
     }
 
     /// What the vmm is told of it.
@@ -79,6 +87,11 @@ pub fn bounce_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parses how long a back end may take for a request.
+fn seconds_of(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|seconds| *seconds > 0).ok_or_else(|| "timeout: a number of seconds from 1 on".into())
+}
+
 /// Parses a number of queues.
 pub fn queue_count(text: &str) -> Result<u16, String> {
     let number = text.parse().ok().filter(|number| (1..=MAX_QUEUES).contains(number));
@@ -92,7 +105,7 @@ mod tests {
     #[test]
     fn a_back_end_that_takes_no_connections_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = VhostUserBlk { socket: dir.path().join("s"), bounce: 8 << 20, queues: 1 };
+        let disk = VhostUserBlk { socket: dir.path().join("s"), bounce: 8 << 20, queues: 1, timeout: 60 };
         assert_eq!(disk.connect().unwrap_err().kind(), io::ErrorKind::NotFound);
         let _listener = std::os::unix::net::UnixListener::bind(&disk.socket).unwrap();
         let mut taken = Vec::new();
@@ -107,13 +120,16 @@ mod tests {
 
     #[test]
     fn what_is_given_is_what_is_meant() {
-        let disk = VhostUserBlk { socket: "/run/disk".into(), bounce: 8 << 20, queues: 1 };
+        let disk = VhostUserBlk { socket: "/run/disk".into(), bounce: 8 << 20, queues: 1, timeout: 60 };
         assert_eq!(VhostUserBlk::parse("socket=/run/disk"), Ok(disk.clone()));
         assert_eq!(VhostUserBlk::parse("bounce=1M,socket=/run/disk"), Ok(VhostUserBlk { bounce: 1 << 20, ..disk }));
-        assert_eq!(VhostUserBlk::parse("socket=/run/disk,queues=4").unwrap().queues, 4);
+        let more = VhostUserBlk::parse("socket=/run/disk,queues=4,timeout=7").unwrap();
+        assert_eq!((more.queues, more.timeout), (4, 7));
         for wrong in [
             "socket=/x,queues=0",
             "socket=/x,queues=17",
+            "socket=/x,timeout=0",
+            "socket=/x,timeout=4294967296",
             "",
             "socket=",
             "bounce=1M",

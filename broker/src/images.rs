@@ -47,6 +47,14 @@ pub struct Image {
     _lock: File,
 }
 
+impl Image {
+    /// Its size in bytes, if it is a file that has all of its size from the start. A disk grows with it otherwise.
+    pub fn fixed_size(&self) -> io::Result<Option<u64>> {
+        let data = self.file.metadata()?;
+        Ok((self.disk.format == Format::Raw && data.is_file()).then_some(data.len()))
+    }
+}
+
 /// An image that cannot be used, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]

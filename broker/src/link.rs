@@ -51,7 +51,9 @@ impl Telling for FromVmm {
                 outcome.text().into_iter().chain(stats.iter_mut().map(|(name, _)| name)).collect()
             }
             // The intake has shown it.
-            Self::Device { event: DeviceEvent::Restored, .. } | Self::Alive(_) | Self::Log(_) => Vec::new(),
+            Self::Device { event: DeviceEvent::Restored | DeviceEvent::Stalled(_), .. }
+            | Self::Alive(_)
+            | Self::Log(_) => Vec::new(),
         }
     }
 }

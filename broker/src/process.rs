@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use policy::last_words;
 use policy::launch::{Launch, LaunchError, Launched};
 use policy::layer::UnknownLayer;
@@ -139,6 +140,13 @@ impl Process {
         threads.into_iter().any(|thread| state(&thread.path()) == Some('D'))
     }
 
+    /// Processor time that it has used outside the kernel; none if that cannot be read.
+    pub fn user_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        let ticks = user_ticks(&stat).unwrap_or(0);
+        Duration::from_secs_f64(ticks as f64 / ticks_per_second())
+    }
+
     /// Somebody stopped it (SIGSTOP), or traces it.
     pub fn stopped(&self) -> bool {
         matches!(state(format!("/proc/{}", self.pid()).as_ref()), Some('T' | 't'))
@@ -200,6 +208,15 @@ pub fn manner(status: WaitStatus) -> String {
 fn state(thread: &Path) -> Option<char> {
     let stat = std::fs::read_to_string(thread.join("stat")).ok()?;
     stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Field 14 of a `stat` file (proc_pid_stat(5)); the second, a name in parentheses, may hold anything.
+fn user_ticks(stat: &str) -> Option<u64> {
+    stat.rsplit_once(") ")?.1.split(' ').nth(11)?.parse().ok()
+}
+
+fn ticks_per_second() -> f64 {
+    sysconf(SysconfVar::CLK_TCK).ok().flatten().map_or(100.0, |ticks| ticks as f64)
 }
 
 fn beside_us(name: &str) -> Result<PathBuf, ProcessError> {

@@ -17,6 +17,9 @@ pub const PANIC: u64 = 8192;
 /// A read from the second of these is a stray write if the process has read from the first.
 pub const TOGETHER: [u64; 2] = [10240, 12288];
 
+/// A read from here never ends, and computes all the time.
+pub const SPIN: u64 = 14336;
+
 /// Called before each request is carried out.
 pub fn before(operation: Operation) {
     static FIRST: AtomicBool = AtomicBool::new(false);
@@ -27,6 +30,9 @@ pub fn before(operation: Operation) {
         Operation::Write { offset } if offset == PANIC * SECTOR => panic!("a write that this build cannot stand"),
         Operation::Read { offset } if offset == TOGETHER[0] * SECTOR => FIRST.store(true, Ordering::Relaxed),
         Operation::Read { offset } if offset == TOGETHER[1] * SECTOR && FIRST.load(Ordering::Relaxed) => stray_write(),
+        Operation::Read { offset } if offset == SPIN * SECTOR => loop {
+            std::hint::spin_loop();
+        },
         _ => {}
     }
 }

@@ -21,6 +21,8 @@ pub const FREE: u64 = 0x200;
 pub const READ_ONLY: u8 = 1;
 /// The first byte of an input: VIRTIO_RING_F_EVENT_IDX was negotiated.
 pub const EVENT_IDX: u8 = 2;
+/// The first byte of an input: the disk is larger than any real one, so that no sector of a real request is beyond its end.
+pub const LARGE: u8 = 4;
 
 /// Most bytes of a request's header, and of its status.
 pub const MAX_HEAD: usize = 32;
@@ -82,7 +84,7 @@ impl Specimen {
             (TAIL, self.tail_bytes.into(), WRITE),
         ];
         let mut input = vec![0; 1 + DATA as usize + out as usize];
-        input[0] = if read_only { READ_ONLY } else { 0 } | if self.event_idx { EVENT_IDX } else { 0 };
+        input[0] = LARGE | if read_only { READ_ONLY } else { 0 } | if self.event_idx { EVENT_IDX } else { 0 };
         let memory = &mut input[1..];
         let mut used = parts.iter().filter(|(_, length, _)| *length > 0).zip(0u16..).peekable();
         while let Some(((address, length, flags), index)) = used.next() {
@@ -148,7 +150,7 @@ mod tests {
             ..Specimen::default()
         };
         let input = write.input(true);
-        assert_eq!((input[0], &input[1 + 0x200..][..16], &input[1 + 0x600..]), (3, &head[..], &data[..]));
+        assert_eq!((input[0], &input[1 + 0x200..][..16], &input[1 + 0x600..]), (7, &head[..], &data[..]));
         assert_eq!(chain(&input), [(0x200, 16, false), (0x600, 700, false), (0x240, 1, true)]);
         let flush = Specimen { head, tail_bytes: 1, ..Specimen::default() };
         assert_eq!(chain(&flush.input(false)), [(0x200, 16, false), (0x240, 1, true)]);

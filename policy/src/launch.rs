@@ -9,6 +9,7 @@
 
 mod child;
 mod ids;
+mod size;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -23,6 +24,7 @@ use nix::unistd::Pid;
 
 use crate::layer::{Layer, Layers, MissingLayer};
 use child::{Plan, Stage};
+pub use size::limit_file_size;
 
 /// What to start.
 #[derive(Debug)]

@@ -119,6 +119,10 @@ fn a_disks_process_is_confined_and_sees_no_guest_memory() -> Outcome {
     for (thread, status) in &seen.threads {
         assert_eq!((status.capabilities, status.seccomp, status.filters), ([0; 5], 2, 2), "thread {thread}");
     }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let file_size = limits.lines().find_map(|line| line.strip_prefix("Max file size")).unwrap_or_default();
+    let soft = file_size.split_whitespace().next();
+    assert_eq!(soft, Some("16777216"), "it cannot make its image larger: {limits}");
     let vmm = Verified::of(vmm_of(running.pid())?)?;
     assert!(vmm.guest_ram >= 512 << 20, "the memory that is looked for is there: {}", vmm.guest_ram);
     let of = |pid, namespace| fs::read_link(format!("/proc/{pid}/ns/{namespace}"));

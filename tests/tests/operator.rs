@@ -16,6 +16,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::unistd::Pid;
+use serde_json::Value;
 use tests::debian::{Debian, Flavour};
 use tests::image::{self, Contents};
 use tests::monitor::Monitor;
@@ -27,6 +29,17 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 /// Nothing for so long means stuck, even on a busy machine.
 const SILENCE: Duration = Duration::from_secs(600);
+
+/// What a process has open, as the links in /proc say.
+fn open_files(pid: Pid) -> std::io::Result<Vec<Value>> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    links.map(|link| Ok(fs::read_link(link?.path())?.to_string_lossy().into_owned().into())).collect()
+}
+
+fn sorted(mut names: Vec<Value>) -> Vec<Value> {
+    names.sort_by_key(Value::to_string);
+    names
+}
 
 #[test]
 fn a_machine_is_described_by_a_file_and_asked_by_its_name() -> Outcome {
@@ -60,6 +73,10 @@ fn a_machine_is_described_by_a_file_and_asked_by_its_name() -> Outcome {
     assert_eq!((&disk["name"], disk["pid"].as_i64()), (&"disk0".into(), Some(first.as_raw().into())), "{seen}");
     assert_eq!((disk["mapped_guest_ram"].as_u64(), disk["capabilities"].as_u64()), (Some(0), Some(0)), "{seen}");
     assert_eq!((disk["seccomp_filters"].as_u64(), disk["lacks"].as_array().map(Vec::len)), (Some(2), Some(0)));
+    assert_eq!(disk["namespaces"].as_array().map(Vec::len), Some(7), "{seen}");
+    let listed = disk["descriptors"].as_object().map(|open| open.values().cloned().collect()).unwrap_or_default();
+    assert_eq!(sorted(listed), sorted(open_files(first)?), "inspect shows what /proc shows");
+    assert!(!fs::read_to_string(format!("/proc/{first}/maps"))?.contains("guest-ram"), "no guest RAM is mapped");
     assert_eq!(seen["processes"][0]["mapped_guest_ram"].as_u64().map(|bytes| bytes >= 256 << 20), Some(true), "{seen}");
     let shown = bulkhead(dir.path(), &["inspect", "guest"])?;
     assert!(String::from_utf8_lossy(&shown.stdout).contains("mapped guest RAM   0 bytes"), "{shown:?}");
@@ -82,6 +99,19 @@ fn a_machine_is_described_by_a_file_and_asked_by_its_name() -> Outcome {
     assert_ne!(second, first);
     running.console.send("dd if=/dev/zero of=/dev/vda bs=64k count=16 conv=fsync && echo it \"carries on\"")?;
     running.console.wait_for("it carries on", SILENCE)?;
+    // An image that the operator makes larger is larger for the guest, to its last byte.
+    fs::OpenOptions::new().write(true).open(dir.path().join("disk"))?.set_len(24 << 20)?;
+    let resized = bulkhead(dir.path(), &["resize", "guest", "disk0"])?;
+    assert!(resized.status.success(), "{}", stderr(&resized));
+    running.console.send("until [ $(cat /sys/block/vda/size) = 49152 ]; do sleep 1; done; echo it is \"larger\"")?;
+    running.console.wait_for("it is larger", SILENCE)?;
+    running
+        .console
+        .send("dd if=/bin/busybox of=/dev/vda bs=64k seek=383 count=1 oflag=direct && echo its end is \"there\"")?;
+    running.console.wait_for("its end is there", SILENCE)?;
+    assert_eq!(fs::read(dir.path().join("disk"))?[383 << 16..].len(), 1 << 16);
+    assert!(fs::read(dir.path().join("disk"))?[383 << 16..] == fs::read(debian.busybox()?)?[..1 << 16]);
+
     let refused = bulkhead(dir.path(), &["restart", "guest", "disk7"])?;
     assert!(stderr(&refused).contains("no device called disk7") && refused.status.code() == Some(2), "{refused:?}");
 

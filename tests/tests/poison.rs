@@ -32,6 +32,8 @@ const VIOLATION: u64 = 6144;
 const PANIC: u64 = 8192;
 /// Reads that crash a process only if it carries out both.
 const TOGETHER: [u64; 2] = [10240, 12288];
+/// A read that never ends.
+const SPIN: u64 = 14336;
 
 /// A machine whose disk's process is the test build.
 struct Machine {
@@ -172,6 +174,18 @@ fn a_request_that_crashes_its_disk_is_found_among_32_and_fails_alone() -> Outcom
     assert_eq!((machine.corpus()?.len(), &machine.inspect()?["quarantined"]), (4, &convicted.into()));
     machine.running.console.send("dmesg | grep -c 'I/O error' | sed 's/^/errors: /'")?;
     machine.running.console.wait_for(&format!("errors: {convicted}\r\n"), SILENCE)?;
+    machine.power_off()
+}
+
+/// Its process answers all the time, and does nothing but compute: that is noticed, and the request is found as any other.
+#[test]
+fn a_request_that_keeps_its_disk_busy_for_ever_fails_alone() -> Outcome {
+    let mut machine = Machine::boot()?;
+    let answers = machine.ask(&among(8, &[(3, SPIN.to_string())]))?;
+    println!("one that never ends, among 8: all came back after {} ms", answers.milliseconds);
+    assert_eq!(answers.failed(), [SPIN.to_string()]);
+    assert!(machine.told("of processor time for that"), "{}", machine.running.stderr());
+    assert_eq!(machine.inspect()?["quarantined"], 1);
     machine.power_off()
 }
 

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,7 +15,10 @@ use tests::debian::{Debian, Flavour};
 use tests::disks::{Daemon, create_qcow2, hash};
 use tests::image::{self, Contents};
 use tests::monitor::{Guest, Monitor, Running};
+use tests::operator::wait_until;
 use tests::processes::{alive, await_child, send};
+use tests::vhost::disk::Disk;
+use tests::vhost::session::serve;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -219,6 +223,35 @@ fn a_second_machine_on_the_same_image_is_refused() -> Outcome {
     assert!(second.stderr().contains("is in use: another process"), "{}", second.stderr());
     first.console.send("poweroff -f")?;
     assert!(first.wait(SILENCE)?.success(), "{}", first.stderr());
+    Ok(())
+}
+
+/// Somebody else's back end that answers, and then lets requests lie: another connection gets them; and when that does not
+/// help either, the guest gets errors, and powers off.
+#[test]
+fn a_back_end_that_lets_requests_lie_is_not_waited_for_for_ever() -> Outcome {
+    let (dir, disk) = (tempfile::tempdir()?, Disk::new(SIZE));
+    let path = dir.path().join("lying.sock");
+    let (listener, behind) = (UnixListener::bind(&path)?, disk.clone());
+    std::thread::spawn(move || {
+        // Each connection ends when the vmm ends it.
+        while let Ok((stream, _)) = listener.accept() {
+            let _ = serve(stream, &mut behind.clone());
+        }
+    });
+    let options = ["--vhost-user-blk".to_owned(), format!("socket={},timeout=5", path.display())];
+    let mut running = booted(&guest(dir.path(), &options, false)?)?;
+    let write = "dd if=/dev/zero of=/dev/vda bs=4k count=100 conv=fsync";
+    disk.switch(|switches| switches.hold = true);
+    running.console.send(&format!("{write} && echo it was \"written\""))?;
+    wait_until(SILENCE, || running.stderr().contains("has completed no request for"))?;
+    disk.switch(|switches| switches.hold = false);
+    running.console.wait_for("it was written", SILENCE)?;
+    disk.switch(|switches| switches.hold = true);
+    running.console.send(&format!("{write} || echo it was \"lost\"; poweroff -f"))?;
+    running.console.wait_for("it was lost", SILENCE)?;
+    assert!(running.wait(SILENCE)?.success(), "{}", running.stderr());
+    assert!(running.stderr().contains("given up"), "{}", running.stderr());
     Ok(())
 }
 

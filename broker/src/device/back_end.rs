@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ipc::ChannelError;
 use ipc::control::{FromDevice, ToDevice};
 use policy::Layers;
+use policy::launch::limit_file_size;
 
 use crate::images::Image;
 use crate::link::{DeviceLink, Link};
@@ -26,6 +27,8 @@ pub struct BackEnd {
     pub link: DeviceLink,
     /// More may come on the link.
     pub open: bool,
+    /// How far it may write into a raw image.
+    limit: u64,
 }
 
 /// Why a disk is not served.
@@ -38,6 +41,8 @@ pub enum BackEndError {
     Channel(#[from] ChannelError),
     #[error("making its connection to the vmm, in {}", place.display())]
     Connection { place: PathBuf, source: io::Error },
+    #[error("keeping its process from making its image larger than it is")]
+    Size(#[source] io::Error),
     #[error("its process says: {0}")]
     Failed(String),
     #[error("its process ended before it served; its last words are above")]
@@ -56,7 +61,7 @@ impl BackEnd {
         // Queued before the process exists: it finds it waiting.
         link.say(&ToDevice::Prepare { log_filter: logging::filter_text() }, &[])?;
         let program = Program { file: FILE, arguments: &["--confined"], name, cgroup };
-        Ok(Self { process: Process::start(program, tolerate, control.as_fd())?, link, open: true })
+        Ok(Self { process: Process::start(program, tolerate, control.as_fd())?, link, open: true, limit: 0 })
     }
 
     /// Looks whether the process is confined, as it says by `ready`.
@@ -68,8 +73,25 @@ impl BackEnd {
     /// Hands over the image and one end of a new connection; the other end is for the vmm.
     pub fn serve(&mut self, image: &Image) -> Result<UnixStream, BackEndError> {
         let (listener, stream) = connection()?;
+        self.bound(image)?;
         self.link.say(&ToDevice::Serve(image.disk.serve()), &[image.file.as_fd(), listener.as_fd()])?;
         Ok(stream)
+    }
+}
+
+impl BackEnd {
+    /// Its image has another size: the process measures it and tells the vmm.
+    pub fn resize(&mut self, image: &Image) -> Result<(), BackEndError> {
+        self.bound(image)?;
+        Ok(self.link.say(&ToDevice::Resize, &[])?)
+    }
+
+    /// The process cannot make a raw image larger than it is, whoever takes it over. A qcow2 image grows by its nature. Where
+    /// the operator made it smaller, what the process is doing just now may still end beyond.
+    fn bound(&mut self, image: &Image) -> Result<(), BackEndError> {
+        let Some(bytes) = image.fixed_size().map_err(BackEndError::Size)? else { return Ok(()) };
+        self.limit = self.limit.max(bytes);
+        limit_file_size(self.process.pid(), self.limit).map_err(|error| BackEndError::Size(error.into()))
     }
 }
 

@@ -40,6 +40,7 @@ impl Device {
             DeviceEvent::NeedsReset(reason) if self.news.take(Instant::now()) => {
                 tracing::warn!("{}: it asked the guest's driver for a reset: {reason}", self.name);
             }
+            DeviceEvent::Stalled(seconds) => self.stalled(seconds, context),
             DeviceEvent::NeedsReset(_) | DeviceEvent::Quarantined(_) => {}
         }
     }

@@ -9,6 +9,8 @@ const GOOD: Duration = Duration::from_secs(10);
 const MOST: u32 = 8;
 /// Faults in a row that are answered at once: so many does it cost to find a request that crashes its process.
 const HUNT: u32 = 3;
+/// For how many faults it counts that one answered and then did nothing until its time was over: each costs that time.
+const NOTHING: u32 = 3;
 /// How often faults are forgotten because such a request was found. A guest may have any number of them.
 const PARDONS: u32 = 16;
 /// The pause after the first fault beyond those; each further one doubles it.
@@ -36,6 +38,12 @@ impl Patience {
     /// It serves.
     pub fn serving(&mut self, now: Instant) {
         self.serving = Some(now);
+    }
+
+    /// It does not serve, whatever it says: how long it did is no credit to it.
+    pub fn served_nothing(&mut self) {
+        self.serving = None;
+        self.faults += NOTHING - 1;
     }
 
     /// An operator wants another try, whatever happened before.
@@ -96,6 +104,19 @@ mod tests {
             found += 1;
         }
         assert_eq!(found, PARDONS + MOST / 2);
+    }
+
+    #[test]
+    fn what_answers_and_does_nothing_is_tried_three_times() {
+        let (start, mut patience) = (Instant::now(), Patience::default());
+        let tries = (1..).take_while(|round| {
+            let at = start + GOOD * *round;
+            patience.launched(at);
+            patience.serving(at);
+            patience.served_nothing();
+            patience.ended(true, at + GOOD).is_some()
+        });
+        assert_eq!(tries.count(), 2);
     }
 
     #[test]

@@ -16,6 +16,7 @@ const STOPPED: &str = "somebody stopped it";
 impl Device {
     /// Does what time demands.
     pub fn turn(&mut self, now: Instant, context: &mut Context<'_>) {
+        self.look_for_stop(now);
         if self.until.is_some_and(|until| until <= now) {
             self.until = None;
             match self.state {
@@ -32,6 +33,19 @@ impl Device {
         if self.state == State::Serving && self.back_end.is_some() {
             self.beat(now, context);
         }
+    }
+
+    /// One that somebody stopped while it was being started has no more time than one that serves.
+    fn look_for_stop(&mut self, now: Instant) {
+        let stopped = self.is_starting() && self.back_end.as_ref().is_some_and(|back_end| back_end.process.stopped());
+        self.stopped = stopped.then(|| self.stopped.unwrap_or(now));
+        if self.stopped.is_some_and(|since| now.saturating_duration_since(since) >= BEAT.1) {
+            self.until = Some(now);
+        }
+    }
+
+    fn is_starting(&self) -> bool {
+        matches!(self.state, State::Confining | State::Opening)
     }
 
     fn beat(&mut self, now: Instant, context: &mut Context<'_>) {
@@ -60,6 +74,7 @@ impl Device {
     pub fn next(&self) -> Option<Instant> {
         let beat = (self.state == State::Serving && self.back_end.is_some()).then(|| self.heart.next());
         let owed = self.owed.then(|| Instant::now() + AGAIN);
-        [self.until, beat, owed].into_iter().flatten().min()
+        let start = self.is_starting().then(|| Instant::now() + BEAT.0);
+        [self.until, beat, owed, start].into_iter().flatten().min()
     }
 }

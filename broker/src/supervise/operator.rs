@@ -33,6 +33,10 @@ impl Supervisor {
                 true => Answer::done(),
                 false => Answer::error(format!("the machine has no device called {device}")),
             },
+            Request::Resize { device } => match self.devices.resize(device) {
+                Ok(()) => Answer::done(),
+                Err(problem) => Answer::error(problem),
+            },
             Request::Stop => {
                 self.asked_to_end();
                 Answer::done()

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use dev_blk::request::{Limits, MAX_DATA, MAX_DESCRIPTORS, MAX_RANGES, Operation, Parser, SECTOR, SERIAL_BYTES};
-use guest::{MEMORY, SECTORS, with_guest};
+use guest::{MEMORY, with_guest};
 use libfuzzer_sys::fuzz_target;
 use virtio_queue::QueueOwnedT;
 
@@ -14,7 +14,7 @@ thread_local! {
 
 fuzz_target!(|input: &[u8]| {
     with_guest(input, |choice, memory, mut queue| {
-        let limits = Limits { capacity: SECTORS, read_only: choice.read_only };
+        let limits = Limits { capacity: choice.sectors(), read_only: choice.read_only };
         let Ok(chains) = queue.iter(memory) else { return };
         for chain in chains {
             PARSER.with_borrow_mut(|parser| {
@@ -26,7 +26,7 @@ fuzz_target!(|input: &[u8]| {
                 assert!(readable < 1 << 32 && writable < 1 << 32);
                 let inside = |offset: u64, bytes: u64| {
                     assert!(offset.is_multiple_of(SECTOR) && bytes.is_multiple_of(SECTOR));
-                    assert!(offset.checked_add(bytes).is_some_and(|end| end <= SECTORS * SECTOR));
+                    assert!(offset.checked_add(bytes).is_some_and(|end| end <= choice.sectors() * SECTOR));
                 };
                 match request.operation {
                     Ok(Operation::Read { offset }) => {

@@ -9,10 +9,12 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 // Requests that crashed a process are kept in the same form.
 pub use ipc::specimen::{AVAIL, FREE, MEMORY, SIZE, USED};
-use ipc::specimen::{EVENT_IDX, READ_ONLY};
+use ipc::specimen::{EVENT_IDX, LARGE, READ_ONLY};
 
 /// Size of the disk in sectors.
 pub const SECTORS: u64 = 64;
+/// Size of the large disk in sectors: 4 TiB, of which memory holds what is written.
+pub const LARGE_SECTORS: u64 = 1 << 33;
 
 /// The device's properties that the first byte chooses.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,15 @@ pub struct Choice {
     pub read_only: bool,
     /// VIRTIO_RING_F_EVENT_IDX was negotiated.
     pub event_idx: bool,
+    /// The disk is large.
+    pub large: bool,
+}
+
+impl Choice {
+    /// Size of the disk in sectors.
+    pub fn sectors(self) -> u64 {
+        if self.large { LARGE_SECTORS } else { SECTORS }
+    }
 }
 
 thread_local! {
@@ -30,7 +41,8 @@ thread_local! {
 /// Runs `test` on the guest that `input` describes; an empty input describes none.
 pub fn with_guest(input: &[u8], test: impl FnOnce(Choice, &GuestMemoryMmap, Queue)) {
     let Some((choice, image)) = input.split_first() else { return };
-    let choice = Choice { read_only: choice & READ_ONLY != 0, event_idx: choice & EVENT_IDX != 0 };
+    let chosen = |bit| choice & bit != 0;
+    let choice = Choice { read_only: chosen(READ_ONLY), event_idx: chosen(EVENT_IDX), large: chosen(LARGE) };
     GUEST.with_borrow_mut(|guest| {
         let memory = guest.get_or_insert_with(|| {
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory")

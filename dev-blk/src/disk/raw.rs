@@ -19,6 +19,12 @@ use super::buffers::Buffers;
 use super::scratch::Scratch;
 use crate::request::SECTOR;
 
+/// Gives a range back. Mode 3, which never allocates anything.
+const HOLE: FallocateFlags = FallocateFlags::FALLOC_FL_PUNCH_HOLE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
+/// Makes a range read as zero, inside the file. With KEEP_SIZE the kernel would not mind one beyond its end either, which the
+/// profile therefore does not allow: whoever takes this process over is to find no way to fill the host's disk.
+const ZEROES: FallocateFlags = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+
 /// An open raw image.
 #[derive(Debug)]
 pub struct Raw {
@@ -137,7 +143,7 @@ impl Raw {
 
     /// Gives the range back to the host, if it takes it: discard is advice (virtio 1.2 §5.2.6).
     pub fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        match self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, length) {
+        match self.allocate(HOLE, offset, length) {
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ENODEV) => Ok(()),
             other => Ok(other?),
         }
@@ -145,8 +151,7 @@ impl Raw {
 
     /// Makes the range read as zero; with `unmap` it may be given back to the host.
     pub fn write_zeroes(&self, offset: u64, length: u64, unmap: bool, scratch: &mut Scratch) -> io::Result<()> {
-        let holes = [FallocateFlags::FALLOC_FL_PUNCH_HOLE, FallocateFlags::FALLOC_FL_ZERO_RANGE];
-        for flag in &holes[usize::from(!unmap)..] {
+        for flag in &[HOLE, ZEROES][usize::from(!unmap)..] {
             match self.allocate(*flag, offset, length) {
                 // Not every file system and device knows both, or this alignment.
                 Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ENODEV) => {}
@@ -164,7 +169,7 @@ impl Raw {
         let (offset, length) = (as_signed(offset)?, as_signed(length)?);
         let _others = self.partial.read().unwrap_or_else(PoisonError::into_inner);
         loop {
-            match fallocate(&self.file, flag | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length) {
+            match fallocate(&self.file, flag, offset, length) {
                 Err(Errno::EINTR) => {}
                 other => return other,
             }

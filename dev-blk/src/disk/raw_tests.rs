@@ -44,3 +44,17 @@ fn discarding_keeps_the_size_and_reads_zero_on_a_file() {
     assert_eq!((content.len(), content[4095], content[12_288]), (16_384, 7, 7));
     assert!(content[4096..12_288].iter().all(|byte| *byte == 0));
 }
+
+/// A taken-over process must not fill the host's disk, so zeroing asks for nothing that could; on a file it keeps the size.
+#[test]
+fn zeroing_keeps_the_size_and_the_rest_of_a_file() {
+    for unmap in [false, true] {
+        let (raw, file) = raw(&[7; 16_384], None);
+        raw.write_zeroes(12_288, 4096, unmap, &mut Scratch::default()).unwrap();
+        raw.write_zeroes(512, 512, unmap, &mut Scratch::default()).unwrap();
+        let mut expected = vec![7; 16_384];
+        expected[12_288..].fill(0);
+        expected[512..1024].fill(0);
+        assert!(std::fs::read(file.path()).unwrap() == expected, "unmap {unmap}");
+    }
+}

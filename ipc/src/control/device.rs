@@ -50,6 +50,8 @@ pub enum DeviceEvent {
     Lost(String),
     /// A process is behind it again.
     Restored,
+    /// It has requests, and has completed none for so many seconds. Told again while that lasts.
+    Stalled(u32),
     /// It asks its driver for a reset, for this reason.
     NeedsReset(String),
     /// This request crashed its process each time when it was the only one there. It has failed, and only it.
@@ -61,7 +63,7 @@ impl DeviceEvent {
         match self {
             Self::Lost(reason) | Self::NeedsReset(reason) => short(reason),
             Self::Quarantined(specimen) => specimen.validate(),
-            Self::Restored => Ok(()),
+            Self::Restored | Self::Stalled(_) => Ok(()),
         }
     }
 }

@@ -1,8 +1,12 @@
 //! What a started program finds, and what it does not.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{PipeWriter, pipe};
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::unix::fs::PermissionsExt;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::*;
 
@@ -49,6 +53,43 @@ fn nothing_else_stays_open() {
     launched.reap();
     // SAFETY: made above, and nobody else knows it.
     drop(unsafe { File::from_raw_fd(stray) });
+}
+
+/// How large an image of 4 KiB is after a process with this limit has tried all ways to make it larger.
+fn size_after_tries(limit: u64) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    File::create(&image).unwrap().set_len(4096).unwrap();
+    // Started by root, the process is somebody else.
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(&image, Permissions::from_mode(0o666)).unwrap();
+    let path = image.display();
+    let tries = [
+        format!("printf x | dd bs=1 seek=4095 conv=notrunc of={path}"),
+        format!("dd seek=8 count=1 if=/dev/zero conv=notrunc of={path}"),
+        format!("truncate -s 4097 {path}"),
+        format!("fallocate -l 4098 {path}"),
+        format!("fallocate -z -o 4096 -l 200 {path}"),
+    ];
+    let (null, (wait, mut go)) = (File::options().write(true).open("/dev/null").unwrap(), pipe().unwrap());
+    let script = format!("read word; {}", tries.join("; "));
+    let launched = shell(&script, vec![wait.as_fd(), null.as_fd(), null.as_fd()]);
+    // What was set may be raised again.
+    limit_file_size(launched.pid, 1).unwrap();
+    limit_file_size(launched.pid, limit).unwrap();
+    go.write_all(b"go\n").unwrap();
+    let mut ended = [PollFd::new(launched.pidfd.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut ended, PollTimeout::NONE) == Err(Errno::EINTR) {}
+    launched.reap();
+    let content = fs::read(&image).unwrap();
+    assert_eq!(content[4095], b'x', "inside it may write");
+    content.len()
+}
+
+#[test]
+fn a_file_is_not_made_larger_than_allowed() {
+    assert_eq!(size_after_tries(4096), 4096);
+    assert!(size_after_tries(1 << 20) > 4096, "the tries are such as succeed without the limit");
 }
 
 /// By the groups of root, or of who started the broker, might be opened what is not the process's business.

@@ -2,7 +2,8 @@
 //! wait; but a loss that the broker never hears of is a disk that nobody replaces.
 //!
 //! Of whether a device is lost or restored the later event is kept, and so are the first few requests that were set aside. A
-//! driver's fault that finds no room is dropped: nobody acts on it.
+//! driver's fault that finds no room is dropped: nobody acts on it; and so is that a process completes nothing, which is said
+//! again while it lasts.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -36,7 +37,7 @@ impl News {
             kept.push((device, connection, event));
         }
         flush(&mut kept, say);
-        kept.retain(|(.., event)| !matches!(event, DeviceEvent::NeedsReset(_)));
+        kept.retain(|(.., event)| !matches!(event, DeviceEvent::NeedsReset(_) | DeviceEvent::Stalled(_)));
         kept.is_empty()
     }
 
@@ -82,6 +83,7 @@ mod tests {
         assert!(!news.tell(1, 4, lost("b"), full));
         assert!(!news.tell(0, 0, DeviceEvent::Restored, full));
         assert!(!news.tell(0, 1, DeviceEvent::NeedsReset("x".into()), full));
+        assert!(!news.tell(0, 1, DeviceEvent::Stalled(5), full));
         assert!(!news.retry(full));
         let request = || DeviceEvent::Quarantined(Box::default());
         (0..2 * REQUESTS).for_each(|_| assert!(!news.tell(0, 1, request(), full)));

@@ -240,19 +240,8 @@ impl Inner {
             Link::Draining => self.drain(dma),
             Link::Down | Link::Starting | Link::Stopping => {}
         }
+        self.expect_completions();
         self.end_reset(dma);
-    }
-
-    /// A reset is complete when nobody writes guest RAM for an earlier life, and the engine knows of all that was written.
-    fn end_reset(&mut self, dma: &mut Dma<'_>) {
-        if self.at_large {
-            // It may write on: to look now would be too early.
-            return;
-        }
-        self.shadows.iter_mut().for_each(|shadow| shadow.note_touched(dma));
-        if self.shadows.iter().all(|shadow| !shadow.holds_earlier_life()) {
-            self.transport.common.resetting = 0;
-        }
     }
 
     /// Makes the guest's view of the back end's configuration.

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use ipc::control::{MAX_BOUNCE, MIN_BOUNCE};
-use memfd::{FileSeal, MemfdOptions};
+use ipc::shm::ShmError;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use super::memory::Shared;
@@ -38,9 +38,7 @@ pub enum RegionError {
     #[error("a bounce region of {0} bytes: 1 MiB to 1 GiB, in steps of 4 KiB, are possible")]
     Size(u64),
     #[error("creating a bounce region")]
-    Create(#[source] memfd::Error),
-    #[error("setting a bounce region to {size} bytes")]
-    Resize { size: u64, source: std::io::Error },
+    Create(#[from] ShmError),
     #[error("mapping {size} bytes of bounce region")]
     Map { size: u64, source: nix::Error },
 }
@@ -73,16 +71,7 @@ impl Region {
         if !(MIN_BOUNCE..=MAX_BOUNCE).contains(&size) || !size.is_multiple_of(PAGE) {
             return Err(RegionError::Size(size));
         }
-        let memfd = MemfdOptions::default()
-            .close_on_exec(true)
-            .allow_sealing(true)
-            .create("bounce")
-            .map_err(RegionError::Create)?;
-        memfd.as_file().set_len(size).map_err(|source| RegionError::Resize { size, source })?;
-        memfd
-            .add_seals(&[FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal])
-            .map_err(RegionError::Create)?;
-        let file = memfd.into_file();
+        let file = ipc::shm::sealed("bounce", size)?;
         let length = NonZeroUsize::new(size as usize).ok_or(RegionError::Size(size))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh shared mapping at an address the kernel chooses. The seals keep it backed: no SIGBUS.

@@ -1,6 +1,7 @@
 //! The life of the process behind a device, as the device sees it: the edges of the diagram in [`super`].
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::super::chain::GuestError;
 use super::super::dma::Dma;
@@ -30,6 +31,7 @@ impl Inner {
                 self.link = Link::Idle;
             }
             Event::Config { serial, config } if serial == current => self.config_changed(&config),
+            Event::Stalled { serial, long } if serial == current && !self.over => self.stalled(long),
             Event::Lost { serial, reason } if serial == current && !self.over => self.lost(reason),
             _ => {}
         }
@@ -123,6 +125,33 @@ impl Inner {
         self.front_end.expect_drained(DRAIN);
         // Perhaps nothing is out.
         self.front_end.port.ring();
+    }
+
+    /// Whether the process has something to complete.
+    pub(super) fn expect_completions(&self) {
+        let out = self.link == Link::Running && self.shadows.iter().any(|shadow| shadow.outstanding() > 0);
+        self.front_end.expect_completions(out);
+    }
+
+    /// A reset is complete when nobody writes guest RAM for an earlier life, and the engine knows of all that was written.
+    pub(super) fn end_reset(&mut self, dma: &mut Dma<'_>) {
+        if self.at_large {
+            // It may write on: to look now would be too early.
+            return;
+        }
+        self.shadows.iter_mut().for_each(|shadow| shadow.note_touched(dma));
+        if self.shadows.iter().all(|shadow| !shadow.holds_earlier_life()) {
+            self.transport.common.resetting = 0;
+        }
+    }
+
+    /// The process has completed nothing for so long, unless that is only to be taken.
+    fn stalled(&self, long: Duration) {
+        let Some(peer) = self.peer.as_ref().filter(|_| self.link == Link::Running) else { return };
+        if !self.shadows.iter().any(|shadow| shadow.has_completed(&peer.offer.region)) {
+            let seconds = u32::try_from(long.as_secs()).unwrap_or(u32::MAX);
+            (self.report)(self.serial, DeviceEvent::Stalled(seconds));
+        }
     }
 
     /// The process broke the protocol: its connection ends.

@@ -8,7 +8,7 @@
 //! there, which has nothing to do with it.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{Shutdown, shutdown};
 
+use super::stall::Stall;
 use super::storm::Storm;
 use super::{Command, Event, Port};
 
@@ -44,6 +45,8 @@ pub struct Bell {
     state: Mutex<State>,
     /// Completions so far, counted by the device.
     pub progress: AtomicU64,
+    /// Requests are out, the device says.
+    pub out: AtomicBool,
 }
 
 #[derive(Default)]
@@ -89,7 +92,7 @@ impl Bell {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, WAKE))?;
-        Ok(Self { epoll, wake, state: Mutex::default(), progress: AtomicU64::new(0) })
+        Ok(Self { epoll, wake, state: Mutex::default(), progress: AtomicU64::new(0), out: AtomicBool::new(false) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -158,9 +161,9 @@ impl Bell {
 
     /// The thread.
     pub fn run(&self, port: &Port, control: &Sender<Command>) {
-        let mut storm = Storm::default();
+        let (mut storm, mut stall) = (Storm::default(), Stall::default());
         let mut events = [EpollEvent::empty(); 16];
-        while let Some(timeout) = self.timeout() {
+        while let Some(timeout) = self.timeout(stall.next()) {
             // An error is EINTR: the loop looks again.
             let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
             let mut called = false;
@@ -174,6 +177,7 @@ impl Bell {
                 }
             }
             self.look_at_clock(port);
+            self.look_for_stall(&mut stall, port);
             if called {
                 port.ring();
                 if let Some(pause) = storm.call(self.progress.load(Ordering::Relaxed)) {
@@ -183,10 +187,12 @@ impl Bell {
         }
     }
 
-    /// Time to the deadline, rounded up so that waking means that it is over. None at the end.
-    fn timeout(&self) -> Option<EpollTimeout> {
+    /// Time to the deadline or to `look`, rounded up so that waking means that it is over. None at the end.
+    fn timeout(&self, look: Option<Instant>) -> Option<EpollTimeout> {
         let state = self.state();
-        let Some(at) = state.earliest() else { return (!state.ended).then_some(EpollTimeout::NONE) };
+        let Some(at) = state.earliest().into_iter().chain(look).min() else {
+            return (!state.ended).then_some(EpollTimeout::NONE);
+        };
         let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         (!state.ended).then(|| EpollTimeout::try_from(left).unwrap_or(EpollTimeout::NONE))
     }
@@ -198,6 +204,15 @@ impl Bell {
             state.release(&self.epoll);
             drop(state);
             port.post(Event::Lost { serial, reason: "it hung up".into() });
+        }
+    }
+
+    fn look_for_stall(&self, stall: &mut Stall, port: &Port) {
+        let serial = self.state().guarded.as_ref().map(|guarded| guarded.serial);
+        let out = serial.is_some() && self.out.load(Ordering::Relaxed);
+        let seen = (serial.unwrap_or(0), self.progress.load(Ordering::Relaxed));
+        if let Some(long) = stall.look(Instant::now(), out, seen) {
+            port.post(Event::Stalled { serial: seen.0, long });
         }
     }
 

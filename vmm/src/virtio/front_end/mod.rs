@@ -7,6 +7,7 @@
 mod bell;
 mod connection;
 mod descriptors;
+mod stall;
 mod storm;
 
 use std::collections::VecDeque;
@@ -94,6 +95,13 @@ pub enum Event {
         serial: u64,
         /// All of it.
         config: Vec<u8>,
+    },
+    /// Requests are out, and none came back for so long.
+    Stalled {
+        /// Number of the connection.
+        serial: u64,
+        /// For how long.
+        long: Duration,
     },
     /// The connection is over.
     Lost {
@@ -206,6 +214,11 @@ impl FrontEnd {
     /// Completions were found: calls are not in vain.
     pub fn progress(&self, completions: u16) {
         self.bell.progress.fetch_add(u64::from(completions), Ordering::Relaxed);
+    }
+
+    /// Whether requests are out that the device is to complete: [`Event::Stalled`] tells if it does not.
+    pub fn expect_completions(&self, out: bool) {
+        self.bell.out.store(out, Ordering::Relaxed);
     }
 }
 
