@@ -14,10 +14,10 @@ use crate::profile::{Limits, Speculation};
 /// How long a thread that has ended may stay listed.
 const GONE: Duration = Duration::from_secs(5);
 
-/// Heaps that threads allocate from at most. Past eight, glibc would ask a file how many processors there are, to choose
-/// a limit itself, and no file can be opened then.
+/// Heaps that threads allocate from: the first alone. When one of a thread's own shrinks, glibc asks a file what overcommitting
+/// means here (`shrink_heap`), and past eight of them another how many processors there are; no file can be opened then.
 #[cfg(target_env = "gnu")]
-const ARENAS: i32 = 4;
+const ARENAS: i32 = 1;
 
 /// Makes a thread and waits until it is gone. With its first thread the C library takes two signals for itself, which it
 /// cannot when changing handlers is denied. Its allocator is told all that it would ask the system for later.
