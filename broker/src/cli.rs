@@ -11,6 +11,7 @@ use crate::config::{self, ConfigError};
 use crate::disks::VhostUserBlk;
 use crate::images::Disk;
 use crate::limits::Limits;
+use crate::nic::Nic;
 use crate::quarantine::Quarantine;
 
 const EXIT_CODES: &str = "\
@@ -84,7 +85,7 @@ pub enum Ask {
     Restart {
         /// The machine
         vm: String,
-        /// The device: disk0, disk1, ...
+        /// The device: disk0, disk1, ..., nic0, ...
         device: String,
     },
     /// Tell a machine that the image of a disk has another size, after `truncate` for instance; its guest is told.
@@ -132,7 +133,7 @@ pub enum Ask {
         /// The directory, which must exist
         dir: Option<PathBuf>,
     },
-    /// Print what a role may ask of the kernel, and why: vmm, dev-blk
+    /// Print what a role may ask of the kernel, and why: vmm, dev-blk, dev-net
     #[command(name = "policy")]
     Policy {
         #[command(subcommand)]
@@ -144,7 +145,7 @@ pub enum Ask {
 pub enum Show {
     /// Print the profile of a role
     Show {
-        /// vmm or dev-blk
+        /// vmm, dev-blk or dev-net
         #[arg(value_parser = crate::commands::role)]
         role: policy::Role,
     },
@@ -153,7 +154,7 @@ pub enum Show {
 /// What to run.
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
-    /// Configuration (TOML): its keys are the flags below, and disks are tables ([[disk]] with path, format, ...). Flags
+    /// Configuration (TOML): its keys are the flags below, and disks and network cards are tables ([[disk]] with path, format, ...; [[net]] with mode, ...). Flags
     /// override it
     #[arg(value_name = "GUEST.TOML")]
     pub config: Option<PathBuf>,
@@ -183,6 +184,11 @@ pub struct RunOptions {
     /// those of --disk
     #[arg(long, value_name = "socket=PATH[,...]", value_parser = VhostUserBlk::parse)]
     pub vhost_user_blk: Vec<VhostUserBlk>,
+    /// A network card, served by a confined process of its own; may be given several times. With `user` the guest gets an
+    /// address by DHCP, and reaches what this host reaches, but for this host itself and its links, unless allow= says so; dns=,
+    /// mac=, deny= and bounce= may follow
+    #[arg(long, value_name = "user[,...]", value_parser = Nic::parse)]
+    pub net: Vec<Nic>,
     /// Where to keep requests that crash a disk's process, for its fuzzer: a directory, or none. They are guest data, and
     /// readable by you alone. Unless given: $XDG_STATE_HOME/bulkhead/quarantine, or that below ~/.local/state
     #[arg(long, value_name = "DIR|none")]

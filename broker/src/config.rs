@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::cli;
 use crate::images::Disk;
 use crate::limits::Limits;
+use crate::nic::Nic;
 use crate::runtime;
 
 /// A file that cannot be used.
@@ -45,6 +46,7 @@ struct File {
     limits: Option<toml::Spanned<LimitsTable>>,
     disk: Vec<DiskTable>,
     vhost_user_blk: Vec<BackEndTable>,
+    net: Vec<NetTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,6 +80,19 @@ struct BackEndTable {
     bounce: Option<Text>,
     queues: Option<u16>,
     timeout: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct NetTable {
+    mode: Text,
+    mac: Option<String>,
+    dns: Option<String>,
+    #[serde(default)]
+    allow: Vec<String>,
+    #[serde(default)]
+    deny: Vec<String>,
+    bounce: Option<String>,
 }
 
 /// A text of the file, with its place.
@@ -174,6 +189,12 @@ fn parse(text: &str, dir: &Path) -> Result<Vec<OsString>, String> {
         let option = format!("socket={}{bounce}{queues}{timeout}", dir.join(&back_end.socket).display());
         arguments.option("--vhost-user-blk", Some(option));
     }
+    for nic in &file.net {
+        let option = nic.option();
+        let at = line(text, nic.mode.span().start);
+        Nic::parse(&option).map_err(|problem| format!("the network card at line {at}: {problem}"))?;
+        arguments.option("--net", Some(option));
+    }
     Ok(arguments.0)
 }
 
@@ -211,6 +232,18 @@ impl DiskTable {
         let items = items.chain(more.into_iter().filter_map(|(key, v)| Some((key, v.as_ref()?.get_ref().clone()))));
         let items = items.chain(queues);
         items.map(|(key, value)| format!("{key}={}", value.replace(',', ",,"))).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl NetTable {
+    /// As --net has it.
+    fn option(&self) -> String {
+        let one = [("mac", &self.mac), ("dns", &self.dns), ("bounce", &self.bounce)];
+        let one = one.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let many = [("allow", &self.allow), ("deny", &self.deny)];
+        let many = many.into_iter().flat_map(|(key, values)| values.iter().map(move |value| (key, value)));
+        let items = one.chain(many).map(|(key, value)| format!(",{key}={value}"));
+        self.mode.get_ref().clone() + &items.collect::<String>()
     }
 }
 
@@ -278,6 +311,10 @@ mod tests {
             socket = "s"
             queues = 3
             timeout = 9
+            [[net]]
+            mode = "user"
+            dns = "127.0.0.1:5353"
+            allow = ["127.0.0.1:80/tcp", "10.0.0.0/8"]
         "#;
         let wanted = [
             "--name=guest",
@@ -295,6 +332,7 @@ mod tests {
             "--disk=path=/etc/guests/a,,b,format=raw,readonly=on,serial=S",
             "--disk=path=/c,format=qcow2,readonly=off,cache=unsafe,bounce=1M,dma=shared,queues=2",
             "--vhost-user-blk=socket=/etc/guests/s,queues=3,timeout=9",
+            "--net=user,dns=127.0.0.1:5353,allow=127.0.0.1:80/tcp,allow=10.0.0.0/8",
         ];
         assert_eq!(parsed(text).unwrap(), wanted);
         assert_eq!(parsed("").unwrap(), [""; 0]);
@@ -312,6 +350,8 @@ mod tests {
             ("[[disk]]\npath = \"/a\"\nformat = \"raw\"\nsize = 3", "line 4", "unknown field `size`"),
             ("\n[limits]\npids = 3", "line 2", "pids: give a number"),
             ("[limits]\nio = 3", "line 2", "unknown field `io`"),
+            ("\n[[net]]\nmode = \"tap\"", "line 3", "`user` is the one mode"),
+            ("[[net]]\nmode = \"user\"\nallow = [\"x\"]", "line 2", "RULE"),
             ("kernel = ", "line 1", "string"),
         ] {
             let problem = parsed(text).unwrap_err();

@@ -1,6 +1,6 @@
-//! A disk of a running machine, as the broker sees it: the process behind it, supervised by the table of [`table`].
+//! A device of a running machine, as the broker sees it: the process behind it, supervised by the table of [`table`].
 //!
-//! A disk is served by a process of ours, which is started again when it dies, or by somebody else's, to which a new
+//! A device is served by a process of ours, which is started again when it dies, or by somebody else's, to which a new
 //! connection is tried. Either way the vmm keeps what is outstanding and gives it to the next one, so that a guest sees a
 //! pause and no error; when none is to be had, the vmm is told, and the guest gets errors.
 
@@ -8,6 +8,7 @@ pub mod back_end;
 mod blame;
 mod news;
 mod patience;
+mod source;
 mod stall;
 pub mod table;
 mod watch;
@@ -17,15 +18,14 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ipc::control::{DiskConfig, FromDevice, ToVmm};
+use ipc::control::{DeviceConfig, FromDevice, Orphan, ToVmm};
 use ipc::outcome::cause_chain;
 use ipc::rate::Bucket;
 use policy::Layers;
 
-use crate::disks::VhostUserBlk;
 use crate::heart::Heart;
-use crate::images::{self, Image};
 use crate::link::{TURN, VmmLink};
+use crate::nic::flows::Flows;
 use crate::process::{ended_from_outside, manner};
 use crate::quarantine::Quarantine;
 use crate::spawn::PATIENCE;
@@ -33,6 +33,7 @@ use crate::supervise::NEWS;
 use back_end::{BackEnd, BackEndError};
 use blame::Blame;
 use patience::Patience;
+pub use source::Source;
 use stall::Stall;
 use table::{Action, Event, State};
 
@@ -40,15 +41,6 @@ use table::{Action, Event, State};
 const LEAVING: Duration = Duration::from_millis(500);
 /// Between two questions whether it is there, and silence that means that it hangs.
 const BEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
-/// Who serves a disk.
-#[derive(Debug)]
-pub enum Source {
-    /// A process of ours, from this image.
-    Own(Image),
-    /// Somebody else's.
-    Foreign(VhostUserBlk),
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Device {
@@ -80,6 +72,8 @@ pub struct Device {
     /// How often its driver's faults are told: a guest makes as many as it likes.
     news: Bucket,
     blame: Blame,
+    /// TCP connections that processes before this one had.
+    orphans: Vec<Orphan>,
 }
 
 /// What a device may need of others.
@@ -92,10 +86,10 @@ pub struct Context<'a> {
 }
 
 impl Device {
-    /// Disk `number` of the machine. There is nothing behind it yet.
-    pub fn new(number: u16, source: Source) -> Self {
+    /// Device `number` of the machine, called `name`. There is nothing behind it yet.
+    pub fn new(number: u16, name: String, source: Source) -> Self {
         Self {
-            name: format!("disk{number}"),
+            name,
             cgroup: None,
             number,
             source,
@@ -114,15 +108,13 @@ impl Device {
             owed: false,
             news: Bucket::new(NEWS.0, NEWS.1, Instant::now()),
             blame: Blame::default(),
+            orphans: Vec::new(),
         }
     }
 
     /// What the vmm is told of it.
-    pub fn config(&self) -> DiskConfig {
-        match &self.source {
-            Source::Own(image) => image.disk.config(&self.name),
-            Source::Foreign(disk) => disk.config(&self.name),
-        }
+    pub fn config(&self) -> DeviceConfig {
+        self.source.config(&self.name)
     }
 
     /// Starts its process, or connects to somebody else's. For the start of a machine.
@@ -163,18 +155,21 @@ impl Device {
 
     /// What a message of its process means.
     fn heard(&mut self, message: FromDevice, tolerate: &Layers) -> Result<Option<Event>, BackEndError> {
-        let (Some(back_end), Source::Own(image)) = (&mut self.back_end, &self.source) else {
-            return Err(BackEndError::Died);
-        };
+        let Some(back_end) = &mut self.back_end else { return Err(BackEndError::Died) };
         match message {
             ready @ FromDevice::Ready { .. } => {
                 back_end.verify(&ready, tolerate)?;
-                self.stream = Some(back_end.serve(image)?);
+                self.stream = back_end.hand_over(&self.name, self.number, &self.source, &self.orphans)?;
                 Ok(Some(Event::Ready))
             }
             FromDevice::Serving { sectors } => {
-                let (pid, what) = (back_end.process.pid(), images::describe(&image.disk));
+                let (pid, what) = (back_end.process.pid(), self.source.what());
                 tracing::info!("{}: process {pid} is confined and serves {what}, {sectors} sectors", self.name);
+                Ok(Some(Event::Opened))
+            }
+            FromDevice::Attached => {
+                let (pid, what) = (back_end.process.pid(), self.source.what());
+                tracing::info!("{}: process {pid} is confined and serves a {what}", self.name);
                 Ok(Some(Event::Opened))
             }
             FromDevice::Failed(reason) => Err(BackEndError::Failed(reason)),
@@ -223,12 +218,12 @@ impl Device {
         self.patience.launched(Instant::now());
         (self.cause, self.doubt, self.owed) = (None, None, false);
         (self.stall, self.stopped) = (Stall::default(), None);
-        match &self.source {
-            Source::Own(_) => self.back_end = Some(BackEnd::start(&self.name, self.cgroup.as_deref(), tolerate)?),
-            Source::Foreign(disk) => {
-                let error = |source| BackEndError::Foreign { path: disk.socket.clone(), source };
-                self.stream = Some(disk.connect().map_err(error)?);
-            }
+        if let Some(role) = self.source.role() {
+            self.back_end = Some(BackEnd::start(&self.name, role, self.cgroup.as_deref(), tolerate)?);
+        }
+        if let Source::Foreign(disk) = &self.source {
+            let error = |source| BackEndError::Foreign { path: disk.socket.clone(), source };
+            self.stream = Some(disk.connect().map_err(error)?);
         }
         Ok(())
     }
@@ -272,7 +267,7 @@ impl Device {
     }
 
     fn abandon(&mut self, context: &mut Context<'_>) {
-        tracing::error!("{}: given up: the guest gets I/O errors from it", self.name);
+        tracing::error!("{}: given up: {}", self.name, self.source.then());
         self.owed = true;
         self.settle(context);
     }
@@ -294,7 +289,7 @@ impl Device {
         self.down.get_or_insert(now);
         let (reason, fault) = self.cause.take().unwrap_or(("its connection is over".into(), true));
         // How somebody else's process ended is not for us to know.
-        self.blame.ended(fault && matches!(self.source, Source::Own(_)));
+        self.blame.ended(fault && self.source.role().is_some());
         match self.patience.ended(fault, now) {
             Some(due) => {
                 tracing::warn!("{}: {reason}; another is tried", self.name);
@@ -311,6 +306,7 @@ impl Device {
     pub fn exited(&mut self, context: &mut Context<'_>) {
         let Some(mut back_end) = self.back_end.take() else { return };
         back_end.process.words.read_last();
+        self.orphans = back_end.flows.take().map(Flows::into_orphans).unwrap_or_default();
         let (pid, status) = (back_end.process.pid(), back_end.process.wait());
         let how = status.map_or_else(|error| error.to_string(), manner);
         // From us, with a reason, or from an operator or the kernel.
@@ -364,7 +360,7 @@ impl Device {
     /// measures it by itself.
     pub fn resize(&mut self) -> Result<(), String> {
         let Source::Own(image) = &self.source else {
-            return Err(format!("{} is served by somebody else: tell its back end", self.name));
+            return Err(format!("{} has no image of ours: if it is a disk, tell its back end", self.name));
         };
         let Some(back_end) = self.back_end.as_mut().filter(|_| self.state == State::Serving) else { return Ok(()) };
         back_end.resize(image).map_err(|error| format!("{}: {}", self.name, cause_chain(&error)))

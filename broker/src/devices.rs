@@ -1,4 +1,4 @@
-//! All disks of a running machine: what the broker's loop waits for on their behalf, and whom it passes news on to.
+//! All devices of a running machine: what the broker's loop waits for on their behalf, and whom it passes news on to.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::device::{Context, Device};
 use crate::inspect;
 use crate::link::VmmLink;
+use crate::nic::flows::{End, Flows};
 use crate::quarantine::Quarantine;
 
 /// How long processes may take to end after their vmm, before they are killed.
@@ -35,6 +36,8 @@ pub enum Part {
     Link,
     /// It has written to standard error.
     Words,
+    /// Its way out has something.
+    Flows(End),
 }
 
 impl Devices {
@@ -57,6 +60,8 @@ impl Devices {
             if back_end.process.words.open() {
                 sources.push((index, Part::Words, back_end.process.words.as_fd()));
             }
+            let flows = back_end.flows.iter().flat_map(Flows::sources);
+            sources.extend(flows.map(|(end, fd)| (index, Part::Flows(end), fd)));
         }
         sources
     }
@@ -69,6 +74,7 @@ impl Devices {
             Part::End => device.exited(&mut context),
             Part::Link => device.hear(&mut context),
             Part::Words => device.read_words(),
+            Part::Flows(end) => device.serve_flows(end),
         }
     }
 
@@ -97,7 +103,7 @@ impl Devices {
     pub fn report(&self) -> (Vec<Value>, Vec<Value>) {
         let process = |d: &Device| {
             let shared = d.config().dma == DmaMode::Shared;
-            Some(inspect::process(&d.name, "dev-blk", d.back_end()?.process.pid(), shared))
+            Some(inspect::process(&d.name, d.role(), d.back_end()?.process.pid(), shared))
         };
         (self.devices.iter().map(Device::report).collect(), self.devices.iter().filter_map(process).collect())
     }

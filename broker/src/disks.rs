@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use ipc::control::{DiskConfig, DmaMode, MAX_BOUNCE, MAX_QUEUES, MIN_BOUNCE};
+use ipc::control::{DeviceConfig, DeviceKind, DmaMode, MAX_BOUNCE, MAX_QUEUES, MIN_BOUNCE};
 
 use crate::cli::byte_count;
 
@@ -59,8 +59,9 @@ impl VhostUserBlk {
     }
 
     /// What the vmm is told of it.
-    pub fn config(&self, name: &str) -> DiskConfig {
-        DiskConfig { name: name.into(), bounce: self.bounce, queues: self.queues, dma: DmaMode::Bounce }
+    pub fn config(&self, name: &str) -> DeviceConfig {
+        let (kind, dma) = (DeviceKind::Disk, DmaMode::Bounce);
+        DeviceConfig { name: name.into(), kind, bounce: self.bounce, queues: self.queues, dma }
     }
 
     /// Connects to the back end, without waiting: one that takes no connections (EAGAIN, unix(7)) must not stop the broker.

@@ -43,7 +43,7 @@ pub fn run(json: bool) -> u8 {
 /// Confines a process that does without whatever is missing.
 fn probe() -> Result<Missing, BackEndError> {
     let all: Layers = Layer::ALL.into_iter().collect();
-    let mut probe = BackEnd::start("probe", None, &all)?;
+    let mut probe = BackEnd::start("probe", policy::Role::DevBlk, None, &all)?;
     let ready = match probe.link.await_one(std::time::Instant::now() + PATIENCE) {
         Ok(Some(FromDevice::Ready { landlock_proved, missing })) => (landlock_proved, missing),
         Ok(Some(FromDevice::Failed(reason))) => return Err(BackEndError::Failed(reason)),

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-use ipc::control::{Cache, DiskConfig, DmaMode, Format, MAX_SERIAL, Serve};
+use ipc::control::{Cache, DeviceConfig, DeviceKind, DmaMode, Format, MAX_SERIAL, Serve};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -100,8 +100,9 @@ impl Disk {
     }
 
     /// What the vmm is told of it.
-    pub fn config(&self, name: &str) -> DiskConfig {
-        DiskConfig { name: name.into(), bounce: self.bounce, queues: self.queues, dma: self.dma }
+    pub fn config(&self, name: &str) -> DeviceConfig {
+        let (kind, name) = (DeviceKind::Disk, name.into());
+        DeviceConfig { name, kind, bounce: self.bounce, queues: self.queues, dma: self.dma }
     }
 
     /// What its process is told of it.

@@ -77,7 +77,7 @@ fn one(process: &Value) -> String {
     line("no_new_privs", word(&process["no_new_privs"]));
     let (filters, threads) = (word(&process["seccomp_filters"]), word(&process["threads"]));
     line("seccomp", format!("{filters} filters on each of {threads} threads"));
-    let shared = process["role"] == "dev-blk" && process["given_guest_ram"] == true;
+    let shared = process["role"] != "vmm" && process["given_guest_ram"] == true;
     let why = if shared { ", given to it by dma=shared" } else { "" };
     line("mapped guest RAM", format!("{} bytes{why}", word(&process["mapped_guest_ram"])));
     if process["cgroup"].is_object() {

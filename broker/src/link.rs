@@ -68,7 +68,7 @@ impl Telling for FromDevice {
             Self::Ready { missing, .. } => missing.iter_mut().collect(),
             Self::Failed(reason) => vec![reason],
             // The intake has shown it.
-            Self::Serving { .. } | Self::Alive(_) | Self::Log(_) => Vec::new(),
+            Self::Serving { .. } | Self::Attached | Self::Alive(_) | Self::Log(_) => Vec::new(),
         }
     }
 }
@@ -245,7 +245,7 @@ mod tests {
             stats: false,
             started_ns: 0,
             initrd: false,
-            disks: vec![],
+            devices: vec![],
         };
         let ready = FromVmm::Ready { landlock_proved: true, missing: vec![] };
         let started = FromVmm::Started { protocol: String::new(), engine: String::new(), startup_ns: 0 };

@@ -22,6 +22,7 @@ mod limits;
 mod link;
 mod logging;
 mod manual;
+mod nic;
 mod notify;
 mod process;
 mod quarantine;

@@ -15,8 +15,8 @@ pub struct Resources {
     pub kernel: File,
     pub initrd: Option<File>,
     pub output: Option<OwnedFd>,
-    /// Disks in order.
-    pub disks: Vec<Source>,
+    /// Disks and network cards, in order.
+    pub devices: Vec<Source>,
 }
 
 /// A file that cannot be used.
@@ -44,8 +44,9 @@ impl Resources {
         let initrd = options.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
         let own = options.disk.iter().map(|disk| Ok(Source::Own(disk.open()?)));
         let foreign = options.vhost_user_blk.iter().map(|disk| Ok(Source::Foreign(disk.clone())));
-        let disks = own.chain(foreign).collect::<Result<_, ResourceError>>()?;
-        Ok(Self { kernel, initrd, output: output(&options.console)?, disks })
+        let nics = options.net.iter().map(|nic| Ok(Source::Nic(nic.clone().with_resolver())));
+        let devices = own.chain(foreign).chain(nics).collect::<Result<_, ResourceError>>()?;
+        Ok(Self { kernel, initrd, output: output(&options.console)?, devices })
     }
 }
 

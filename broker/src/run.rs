@@ -6,8 +6,8 @@ use policy::Layers;
 use crate::cgroups::{Cgroup, CgroupError};
 use crate::cli::{self, RunOptions};
 use crate::console::{Console, Kept};
-use crate::device::Device;
 use crate::device::back_end::BackEndError;
+use crate::device::{Device, Source};
 use crate::devices::Devices;
 use crate::logging;
 use crate::process::manner;
@@ -37,7 +37,7 @@ pub enum RunError {
     #[error("the machine was not started: {0}")]
     Limits(String),
     #[error("the machine was not started: {0}")]
-    Disk(String, #[source] BackEndError),
+    Device(String, #[source] BackEndError),
     #[error("the machine was not started: taking signals")]
     Signals(#[source] nix::Error),
     #[error("setting the terminal to raw mode")]
@@ -118,23 +118,32 @@ fn start(options: &RunOptions, mut resources: Resources, group: Option<&Cgroup>)
     let tolerate: Layers = options.allow_missing.iter().copied().collect();
     let place = group.map(|group| group.child("vmm")).transpose()?;
     let mut vmm = spawn::spawn(options, place.as_deref(), &tolerate)?;
-    let disks = std::mem::take(&mut resources.disks);
-    let mut devices: Vec<Device> = (0..).zip(disks).map(|(number, disk)| Device::new(number, disk)).collect();
+    let mut devices = named(std::mem::take(&mut resources.devices));
     for device in &mut devices {
         device.cgroup = group.map(|group| group.device(&device.name)).transpose()?;
-        device.start(&tolerate).map_err(|error| RunError::Disk(device.name.clone(), error))?;
+        device.start(&tolerate).map_err(|error| RunError::Device(device.name.clone(), error))?;
     }
     vmm.verify(&tolerate)?;
     let mut connected = Vec::new();
     for device in &mut devices {
         let stream = device.first_connection(&tolerate);
-        connected.push((device.config(), stream.map_err(|error| RunError::Disk(device.name.clone(), error))?));
+        connected.push((device.config(), stream.map_err(|error| RunError::Device(device.name.clone(), error))?));
     }
     // Kernel and initrd are the vmm's from here on; the images stay, for a device that is to be replaced.
     Ok((
         vmm.start(options, &resources, connected)?,
         Devices::new(devices, tolerate, options.quarantine.clone().unwrap_or_default()),
     ))
+}
+
+/// Numbers devices, and calls each by its kind and its number among that.
+fn named(sources: Vec<Source>) -> Vec<Device> {
+    let mut devices: Vec<Device> = Vec::new();
+    for source in sources {
+        let of_kind = devices.iter().filter(|device| device.name.starts_with(source.stem())).count();
+        devices.push(Device::new(devices.len() as u16, format!("{}{of_kind}", source.stem()), source));
+    }
+    devices
 }
 
 /// Says how it ended, prints counters, and finds the exit code.

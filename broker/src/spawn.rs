@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipc::ChannelError;
-use ipc::control::{DiskConfig, FromVmm, Prepare, Start, ToVmm};
+use ipc::control::{DeviceConfig, FromVmm, Prepare, Start, ToVmm};
 use nix::time::{ClockId, clock_gettime};
 use policy::Layers;
 
@@ -105,17 +105,17 @@ impl Spawned {
         mut self,
         options: &RunOptions,
         resources: &Resources,
-        disks: Vec<(DiskConfig, UnixStream)>,
+        devices: Vec<(DeviceConfig, UnixStream)>,
     ) -> Result<Vmm, SpawnError> {
         let (console, their_console) = consoles().map_err(SpawnError::Console)?;
-        let (disks, sockets): (Vec<DiskConfig>, Vec<UnixStream>) = disks.into_iter().unzip();
+        let (devices, sockets): (Vec<DeviceConfig>, Vec<UnixStream>) = devices.into_iter().unzip();
         let start = Start {
             command_line: options.append.clone(),
             no_reboot: options.no_reboot,
             stats: options.stats,
             started_ns: self.started_ns,
             initrd: resources.initrd.is_some(),
-            disks,
+            devices,
         };
         let mut descriptors = vec![resources.kernel.as_fd()];
         descriptors.extend(resources.initrd.as_ref().map(File::as_fd));

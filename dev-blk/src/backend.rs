@@ -20,11 +20,11 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use ipc::spin::Spin;
 
 use crate::announce::Announcer;
-use crate::complain::Complaints;
 use crate::device::Device;
 use crate::queue::{self, Broken, Engine};
 use crate::request::MAX_DESCRIPTORS;
-use crate::vring::{Memory, Vring};
+use back_end::complain::Complaints;
+use back_end::vring::{Memory, Vring};
 
 /// The back end of one connection.
 pub struct Backend {

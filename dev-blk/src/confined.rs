@@ -24,8 +24,8 @@ use crate::announce::Announcer;
 use crate::device::{BadSerial, Device};
 use crate::disk::open::{self, OpenError, Source};
 use crate::disk::{Cache, Format};
-use crate::inherit::{Inherited, NotInherited};
 use crate::server::{self, ServeError};
+use back_end::inherit::{Inherited, NotInherited};
 
 /// The descriptor of the control channel.
 const CONTROL: i32 = 3;
@@ -130,8 +130,8 @@ fn answer(uplink: &Uplink, device: &Device, announcer: &Announcer) {
                 }
                 Ok(())
             }
-            // The table permits neither of these now.
-            Ok((ToDevice::Prepare { .. } | ToDevice::Serve(_), _)) => Ok(()),
+            // The table permits none of these now.
+            Ok((ToDevice::Prepare { .. } | ToDevice::Serve(_) | ToDevice::Attach(_), _)) => Ok(()),
             Err(error) => Err(error),
         };
         match answered {

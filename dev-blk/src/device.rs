@@ -8,13 +8,13 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_S_IOERR, VIRTIO
 use vm_memory::bitmap::{BS, WithBitmapSlice};
 use vm_memory::{GuestMemory, Permissions};
 
-use crate::complain::Complaints;
 use crate::config::Shape;
 use crate::disk::Disk;
 use crate::disk::buffers::Buffers;
 use crate::disk::raw::is_full;
 use crate::disk::scratch::Scratch;
 use crate::request::{Limits, Operation, Request, SERIAL_BYTES};
+use back_end::complain::Complaints;
 
 /// Status of a request that was carried out.
 pub const OK: u8 = VIRTIO_BLK_S_OK as u8;

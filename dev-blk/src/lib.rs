@@ -2,10 +2,8 @@
 //!
 //! From the bottom up: `request` makes sense of a guest's descriptor chain and does nothing else; `disk` is the image;
 //! `device` carries a request out on a disk; `queue` does that for all chains of a virtqueue; `backend` connects queues to
-//! vhost-user; `server` accepts connections. `config` is what the guest reads of the device,
-//! `complain` keeps a guest from filling the log, `control` takes
-//! commands from whoever started the process, `announce` tells a front end of a new size, `inherit` takes descriptors over,
-//! `options` is the command line. `confined` is the life of the process that `bulkhead run` starts for each disk.
+//! vhost-user; `server` accepts connections. `config` is what the guest reads of the device, `control` takes commands from
+//! whoever started the process, `announce` tells a front end of a new size, `options` is the command line. `confined` is the life of the process that `bulkhead run` starts for each disk.
 //!
 //! # Confinement
 //!
@@ -17,7 +15,6 @@
 
 pub mod announce;
 pub mod backend;
-pub mod complain;
 pub mod config;
 pub mod confined;
 pub mod control;
@@ -25,9 +22,7 @@ pub mod device;
 pub mod disk;
 #[cfg(feature = "faulty")]
 pub mod faulty;
-pub mod inherit;
 pub mod options;
 pub mod queue;
 pub mod request;
 pub mod server;
-pub mod vring;

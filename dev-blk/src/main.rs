@@ -9,13 +9,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use back_end::inherit::Inherited;
 use clap::Parser;
 use dev_blk::announce::Announcer;
 use dev_blk::confined;
 use dev_blk::control;
 use dev_blk::device::Device;
 use dev_blk::disk::open::{self, Source};
-use dev_blk::inherit::Inherited;
 use dev_blk::options::Options;
 use dev_blk::server::{self, ServeError};
 

@@ -5,7 +5,7 @@
 //!   Prepare ──────────────────────►  makes guest RAM and engine, confines itself
 //!   ◄────────────────────────────── Ready
 //!   verifies through /proc
-//!   Start + kernel, initrd, console, disks ►
+//!   Start + kernel, initrd, console, devices ►
 //!   ◄────────────────────────────── Started, and what happens from then on
 //!   ◄────────────────────────────── Ended
 //! ```
@@ -18,8 +18,10 @@ mod table;
 
 use serde::{Deserialize, Serialize};
 
-pub use back_end::{Cache, Format, FromDevice, MAX_SERIAL, Serve, ToDevice};
-pub use device::{DeviceEvent, DiskConfig, DmaMode, MAX_BOUNCE, MAX_DISKS, MAX_NAME, MAX_QUEUES, MIN_BOUNCE};
+pub use back_end::{Attach, Cache, Format, FromDevice, MAX_SERIAL, Orphan, Serve, ToDevice};
+pub use device::{
+    DeviceConfig, DeviceEvent, DeviceKind, DmaMode, MAX_BOUNCE, MAX_DEVICES, MAX_NAME, MAX_QUEUES, MIN_BOUNCE,
+};
 pub use table::{Conversation, Permitted, Phase, Row};
 
 use crate::channel::Message;
@@ -43,7 +45,7 @@ pub enum ToVmm {
     /// What is needed before confinement. It is waiting when the vmm starts.
     Prepare(Prepare),
     /// The vmm was found to be confined: run this. Comes with the kernel, the initrd if there is one, the console's
-    /// stream socket, and the socket of each disk, in this order; files are regular and readable.
+    /// stream socket, and the socket of each device, in this order; files are regular and readable.
     Start(Start),
     /// Press the ACPI power button: the guest shuts down if it cares to.
     PowerButton,
@@ -52,7 +54,7 @@ pub enum ToVmm {
     /// Another process is behind this device, reached by the socket that comes along: what is outstanding goes there.
     /// Connections of a device are counted from 0; this is the next.
     Replace {
-        /// Number of the device, as in [`Start::disks`].
+        /// Number of the device, as in [`Start::devices`].
         device: u16,
         /// The process behind the connection before this one ended by its own fault, and no signal from outside: one of
         /// the requests that it had may be to blame.
@@ -93,8 +95,8 @@ pub struct Start {
     pub started_ns: u64,
     /// There is an initrd.
     pub initrd: bool,
-    /// Disks, in the order of their PCI slots.
-    pub disks: Vec<DiskConfig>,
+    /// Disks and network cards, in the order of their PCI slots.
+    pub devices: Vec<DeviceConfig>,
 }
 
 /// What the vmm says to the broker. All of it is untrusted there.
@@ -123,7 +125,7 @@ pub enum FromVmm {
     },
     /// Something became of a device's process or driver.
     Device {
-        /// Number of the device, as in [`Start::disks`].
+        /// Number of the device, as in [`Start::devices`].
         device: u16,
         /// The connection that this is about, counted from 0.
         connection: u64,
@@ -146,7 +148,7 @@ pub enum FromVmm {
 impl Message for ToVmm {
     fn descriptors(&self) -> usize {
         match self {
-            Self::Start(start) => 2 + usize::from(start.initrd) + start.disks.len(),
+            Self::Start(start) => 2 + usize::from(start.initrd) + start.devices.len(),
             Self::Replace { .. } => 1,
             Self::Prepare(_) | Self::PowerButton | Self::Beat(_) | Self::Abandon { .. } | Self::Stop => 0,
         }
@@ -167,7 +169,7 @@ impl Start {
         if self.command_line.len() > MAX_COMMAND_LINE {
             return Err(format!("a command line of {} bytes", self.command_line.len()));
         }
-        device::validate(&self.disks)
+        device::validate(&self.devices)
     }
 }
 

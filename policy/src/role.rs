@@ -10,22 +10,25 @@ pub enum Role {
     Vmm,
     /// The back end of one disk.
     DevBlk,
+    /// The back end of one network card.
+    DevNet,
 }
 
 /// No role has this name.
 #[derive(Debug, thiserror::Error)]
-#[error("no role is called `{0}`: vmm, dev-blk")]
+#[error("no role is called `{0}`: vmm, dev-blk, dev-net")]
 pub struct UnknownRole(String);
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 2] = [Self::Vmm, Self::DevBlk];
+    pub const ALL: [Self; 3] = [Self::Vmm, Self::DevBlk, Self::DevNet];
 
     /// The name in messages and in the profile itself.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vmm => "vmm",
             Self::DevBlk => "dev-blk",
+            Self::DevNet => "dev-net",
         }
     }
 
@@ -34,6 +37,7 @@ impl Role {
         match self {
             Self::Vmm => "policy/profiles/vmm.toml",
             Self::DevBlk => "policy/profiles/dev-blk.toml",
+            Self::DevNet => "policy/profiles/dev-net.toml",
         }
     }
 
@@ -42,6 +46,7 @@ impl Role {
         match self {
             Self::Vmm => include_str!("../profiles/vmm.toml"),
             Self::DevBlk => include_str!("../profiles/dev-blk.toml"),
+            Self::DevNet => include_str!("../profiles/dev-net.toml"),
         }
     }
 }

@@ -61,8 +61,13 @@ pub enum Error {
 }
 
 /// What is kept of a kernel's modules, which would be half a gigabyte: patterns of paths in its package.
-const MODULES: &[&str] =
-    &["./lib/modules/*/kernel/drivers/virtio/*.ko", "./lib/modules/*/kernel/drivers/block/virtio_blk.ko"];
+const MODULES: &[&str] = &[
+    "./lib/modules/*/kernel/drivers/virtio/*.ko",
+    "./lib/modules/*/kernel/drivers/block/virtio_blk.ko",
+    "./lib/modules/*/kernel/drivers/net/virtio_net.ko",
+    "./lib/modules/*/kernel/drivers/net/net_failover.ko",
+    "./lib/modules/*/kernel/net/core/failover.ko",
+];
 
 /// Where fio is, from the root of a file system.
 pub const FIO: &str = "usr/bin/fio";
@@ -114,7 +119,7 @@ impl Debian {
 
     /// Kernel and modules come from one package, so that they fit each other.
     fn kernel_entry(&self, flavour: Flavour) -> Result<PathBuf, Error> {
-        self.entry(&format!("{}-virtio", flavour.package()), |apt, into| {
+        self.entry(&format!("{}-devices", flavour.package()), |apt, into| {
             let package = apt.kernel_package(flavour.package())?;
             let deb = apt.download(&package, into)?;
             extract(&deb, into, &[&["./boot", "--wildcards"], MODULES].concat())?;

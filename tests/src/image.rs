@@ -17,6 +17,8 @@ pub struct Contents {
     pub python: bool,
     /// The modules that a virtio disk needs, of this kernel; they are loaded before the shell starts.
     pub disk: Option<Flavour>,
+    /// The modules that a virtio network card needs, of this kernel.
+    pub net: Option<Flavour>,
     /// Debian's fio with its libraries, some 80 MiB, and what it is to verify.
     pub fio: bool,
 }
@@ -40,11 +42,20 @@ pub fn build(debian: &Debian, contents: Contents, dir: &Path) -> io::Result<Path
         let root = debian.python().map_err(io::Error::other)?;
         image.tree(&root, &is_python)?;
     }
-    if let Some(flavour) = contents.disk {
+    if let Some(flavour) = contents.disk.or(contents.net) {
         let objects = debian.modules(flavour).map_err(io::Error::other)?;
-        modules::add(&mut image, &objects, &["virtio_pci", "virtio_blk"])?;
+        let drivers = [("virtio_blk", contents.disk.is_some()), ("virtio_net", contents.net.is_some())];
+        let drivers = drivers.into_iter().filter_map(|(name, wanted)| wanted.then_some(name));
+        modules::add(&mut image, &objects, &["virtio_pci"].into_iter().chain(drivers).collect::<Vec<_>>())?;
+    }
+    if contents.disk.is_some() {
         for name in ["disk.sh", "fixed.sh"] {
             image.file(&format!("suite/{name}"), 0o644, &fs::read(scripts.join(name))?)?;
+        }
+    }
+    if contents.net.is_some() {
+        for name in ["udhcpc.sh", "net.sh"] {
+            image.file(&format!("suite/{name}"), 0o755, &fs::read(scripts.join(name))?)?;
         }
     }
     if contents.fio {

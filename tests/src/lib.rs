@@ -5,7 +5,7 @@
 //! serial line; `script` says what is run in the guest and natively, and compares. `bare` builds guests without any
 //! operating system. `oracle` is this host's own processor, `generate` makes random instructions for it, and
 //! `differential` compares. `red_team` tries to get out of confinement, `trace` sees which rules of a profile are used,
-//! `processes` looks at a machine's processes, `operator` types commands. `workspace` knows where the repository's own binaries are.
+//! `processes` looks at a machine's processes, `operator` types commands, `net` is what a network card leads to. `workspace` knows where the repository's own binaries are.
 
 pub mod bare;
 pub mod bench;
@@ -21,6 +21,7 @@ pub mod initramfs;
 pub mod lock;
 pub mod modules;
 pub mod monitor;
+pub mod net;
 pub mod operator;
 pub mod oracle;
 pub mod processes;

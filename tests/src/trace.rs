@@ -31,6 +31,14 @@ pub struct Used {
     pub refused: BTreeSet<i64>,
 }
 
+impl Used {
+    /// Rules of `profile` that allowed nothing, and do not say why a run need not meet them.
+    pub fn unused(&self, profile: &Profile) -> Vec<String> {
+        let unused = profile.rules.iter().filter(|rule| rule.rare.is_none() && !self.lines.contains_key(&rule.line));
+        unused.map(|rule| format!("{} line {}: {}", profile.role.file(), rule.line, rule.syscall)).collect()
+    }
+}
+
 /// A program under trace.
 pub struct Traced<'a> {
     profile: &'a Profile,

@@ -12,7 +12,8 @@ use std::sync::OnceLock;
 use crate::lock::Lock;
 
 /// Those with the programs of a machine. Built together, whatever is built of them: their dependencies then have one form.
-const PACKAGES: [&str; 6] = ["--package", "bulkhead", "--package", "vmm", "--package", "dev-blk"];
+const PACKAGES: [&str; 8] =
+    ["--package", "bulkhead", "--package", "vmm", "--package", "dev-blk", "--package", "dev-net"];
 
 /// The repository's top directory.
 pub fn root() -> PathBuf {

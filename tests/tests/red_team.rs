@@ -94,6 +94,11 @@ fn every_attempt_on_the_disk_profile_fails() {
 }
 
 #[test]
+fn every_attempt_on_the_cards_profile_fails() {
+    every_attempt_fails(Role::DevNet, None);
+}
+
+#[test]
 fn every_attempt_fails_for_a_broker_without_privilege() {
     let user = another_user();
     Role::ALL.into_iter().for_each(|role| every_attempt_fails(role, user));

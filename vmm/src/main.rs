@@ -22,7 +22,7 @@ use vmm::Uplink;
 use vmm::boot::{BootError, Image, Payload};
 use vmm::cpu::{CpuModel, SelectionError};
 use vmm::inherit;
-use vmm::machine::{Disk, Foundation, Machine, MachineError, Parts};
+use vmm::machine::{Device, Foundation, Machine, MachineError, Parts};
 use vmm::outcome::{self, Outcome, cause_chain};
 
 /// Why the machine was not started.
@@ -108,7 +108,7 @@ fn shed(uplink: &Uplink, foundation: &Foundation, tolerate: &Layers) -> Result<(
     Ok(uplink.say(&FromVmm::Ready { landlock_proved: attestation.landlock_proved, missing })?)
 }
 
-/// The machine, of what came with the start message: kernel, initrd if there is one, console, disks.
+/// The machine, of what came with the start message: kernel, initrd if there is one, console, devices.
 fn assemble(
     foundation: Foundation,
     cpu: CpuModel,
@@ -122,17 +122,17 @@ fn assemble(
     let kernel = Image::new("kernel", File::from(next()?))?;
     let initrd = if start.initrd { Some(Image::new("initrd", File::from(next()?))?) } else { None };
     let console = next()?;
-    let disks = start
-        .disks
+    let devices = start
+        .devices
         .into_iter()
-        .map(|config| Ok(Disk { config, socket: next()? }))
+        .map(|config| Ok(Device { config, socket: next()? }))
         .collect::<Result<_, StartError>>()?;
     let payload = Payload::identify(kernel, initrd, start.command_line)?;
     let parts = Parts {
         payload,
         cpu,
         console: Some(console),
-        disks,
+        devices,
         uplink: uplink.clone(),
         no_reboot: start.no_reboot,
         started_ns: start.started_ns,

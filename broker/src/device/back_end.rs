@@ -1,4 +1,5 @@
-//! One process of a disk: its start, what it holds when it is confined, and the hand-over of image and connection.
+//! One process of a device: its start, what it holds when it is confined, and the hand-over of its connection and of what it
+//! serves: an image, or a way out.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,32 +7,36 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use ipc::ChannelError;
-use ipc::control::{FromDevice, ToDevice};
-use policy::Layers;
+use ipc::control::{Attach, FromDevice, Orphan, ToDevice};
 use policy::launch::limit_file_size;
+use policy::{Layers, Role};
 
+use super::Source;
 use crate::images::Image;
 use crate::link::{DeviceLink, Link};
 use crate::logging;
+use crate::nic::Nic;
+use crate::nic::flows::Flows;
 use crate::process::{Process, ProcessError, Program};
 
-/// The disk program.
-const FILE: &str = "bulkhead-dev-blk";
-/// What it holds when it is confined: the standard descriptors and its control channel.
-const HOLDS: [&str; 4] = ["/dev/null", "/dev/null", "pipe:", "socket:"];
+/// What it holds when it is confined: the standard descriptors and its control channel; a card's, its clock too.
+const HOLDS: [&str; 5] = ["/dev/null", "/dev/null", "pipe:", "socket:", "anon_inode:[timerfd]"];
 
-/// A process of a disk, as long as it has not ended.
+/// A process of a device, as long as it has not ended.
 #[derive(Debug)]
 pub struct BackEnd {
     pub process: Process,
     pub link: DeviceLink,
+    /// A network card's way out.
+    pub flows: Option<Flows>,
+    role: Role,
     /// More may come on the link.
     pub open: bool,
     /// How far it may write into a raw image.
     limit: u64,
 }
 
-/// Why a disk is not served.
+/// Why a device is not served.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BackEndError {
@@ -39,6 +44,8 @@ pub enum BackEndError {
     Process(#[from] ProcessError),
     #[error("talking to its process")]
     Channel(#[from] ChannelError),
+    #[error("making its way out")]
+    Flows(#[source] nix::Error),
     #[error("making its connection to the vmm, in {}", place.display())]
     Connection { place: PathBuf, source: io::Error },
     #[error("keeping its process from making its image larger than it is")]
@@ -54,27 +61,52 @@ pub enum BackEndError {
 }
 
 impl BackEnd {
-    /// Starts the process of the disk called `name`, which confines itself, in the control group of this `cgroup.procs`, if
-    /// there is one. Must be called on the main thread.
-    pub fn start(name: &str, cgroup: Option<&Path>, tolerate: &Layers) -> Result<Self, BackEndError> {
+    /// Starts the process of the device called `name`, which confines itself as `role`, in the control group of this
+    /// `cgroup.procs`, if there is one. Must be called on the main thread.
+    pub fn start(name: &str, role: Role, cgroup: Option<&Path>, tolerate: &Layers) -> Result<Self, BackEndError> {
         let (mut link, control) = Link::new(name)?;
         // Queued before the process exists: it finds it waiting.
         link.say(&ToDevice::Prepare { log_filter: logging::filter_text() }, &[])?;
-        let program = Program { file: FILE, arguments: &["--confined"], name, cgroup };
-        Ok(Self { process: Process::start(program, tolerate, control.as_fd())?, link, open: true, limit: 0 })
+        let file = if role == Role::DevNet { "bulkhead-dev-net" } else { "bulkhead-dev-blk" };
+        let program = Program { file, arguments: &["--confined"], name, cgroup };
+        let process = Process::start(program, tolerate, control.as_fd())?;
+        Ok(Self { process, link, flows: None, role, open: true, limit: 0 })
     }
 
     /// Looks whether the process is confined, as it says by `ready`.
     pub fn verify(&self, ready: &FromDevice, tolerate: &Layers) -> Result<(), BackEndError> {
         let FromDevice::Ready { landlock_proved, missing } = ready else { return Err(BackEndError::Late) };
-        Ok(self.process.verify(*landlock_proved, missing, &HOLDS, tolerate)?)
+        let holds = if self.role == Role::DevNet { &HOLDS[..] } else { &HOLDS[..4] };
+        Ok(self.process.verify(*landlock_proved, missing, holds, tolerate)?)
     }
 
-    /// Hands over the image and one end of a new connection; the other end is for the vmm.
-    pub fn serve(&mut self, image: &Image) -> Result<UnixStream, BackEndError> {
+    /// Hands over what device `number` serves, and one end of a new connection; the other end is for the vmm.
+    pub fn hand_over(
+        &mut self,
+        name: &str,
+        number: u16,
+        source: &Source,
+        orphans: &[Orphan],
+    ) -> Result<Option<UnixStream>, BackEndError> {
+        match source {
+            Source::Own(image) => self.serve(image).map(Some),
+            Source::Nic(nic) => self.attach(name, nic, nic.attach(number, orphans)).map(Some),
+            Source::Foreign(_) => Ok(None),
+        }
+    }
+
+    fn serve(&mut self, image: &Image) -> Result<UnixStream, BackEndError> {
         let (listener, stream) = connection()?;
         self.bound(image)?;
         self.link.say(&ToDevice::Serve(image.disk.serve()), &[image.file.as_fd(), listener.as_fd()])?;
+        Ok(stream)
+    }
+
+    fn attach(&mut self, name: &str, nic: &Nic, attach: Attach) -> Result<UnixStream, BackEndError> {
+        let (listener, stream) = connection()?;
+        let (flows, theirs) = Flows::new(name, nic, &attach.orphans).map_err(BackEndError::Flows)?;
+        self.link.say(&ToDevice::Attach(attach), &[listener.as_fd(), theirs.as_fd()])?;
+        self.flows = Some(flows);
         Ok(stream)
     }
 }

@@ -1,4 +1,4 @@
-//! What the vmm says of a disk, and what an operator sees of it.
+//! What the vmm says of a device, and what an operator sees of it.
 
 use std::time::Instant;
 
@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::table::Event;
 use super::{Context, Device, Source};
-use crate::images;
 use crate::quarantine::{Kept, Quarantine};
 
 impl Device {
@@ -74,14 +73,10 @@ impl Device {
 
     /// What is to be seen of it.
     pub fn report(&self) -> Value {
-        let what = match &self.source {
-            Source::Own(image) => images::describe(&image.disk),
-            Source::Foreign(disk) => format!("served at {}", disk.socket.display()),
-        };
         json!({
             "name": self.name,
             "state": format!("{:?}", self.state).to_lowercase(),
-            "what": what,
+            "what": self.source.what(),
             "replaced": self.connections.saturating_sub(1),
             "quarantined": self.blame.quarantined,
         })

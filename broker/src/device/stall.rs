@@ -44,15 +44,17 @@ impl Device {
                 self.patience.served_nothing();
                 format!("its back end has completed no request for {seconds} s")
             }
-            (Source::Own(_), Some(back_end)) => match self.stall.spent(seconds, back_end.process.user_time()) {
-                spent if spent >= SPENT => {
-                    let spent = spent.as_secs();
-                    format!(
-                        "it has completed no request for {seconds} s, and used {spent} s of processor time for that"
-                    )
+            (Source::Own(_) | Source::Nic(_), Some(back_end)) => {
+                match self.stall.spent(seconds, back_end.process.user_time()) {
+                    spent if spent >= SPENT => {
+                        let spent = spent.as_secs();
+                        format!(
+                            "it has completed no request for {seconds} s, and used {spent} s of processor time for that"
+                        )
+                    }
+                    _ => return tracing::debug!("{}: it has completed no request for {seconds} s", self.name),
                 }
-                _ => return tracing::debug!("{}: it has completed no request for {seconds} s", self.name),
-            },
+            }
             _ => return,
         };
         self.cause = Some((why, true));

@@ -2,6 +2,7 @@ use ipc::channel::Channel;
 use ipc::control::{FromVmm, Prepare, Start};
 
 use super::*;
+use crate::disks::VhostUserBlk;
 
 type Vmm = Channel<FromVmm, ToVmm>;
 
@@ -14,7 +15,7 @@ fn running() -> (VmmLink, Vmm) {
     vmm.send(&FromVmm::Ready { landlock_proved: true, missing: vec![] }, &[]).unwrap();
     link.hear(&mut { TURN }).unwrap();
     let (no_reboot, stats, initrd) = (false, false, false);
-    let start = Start { command_line: String::new(), no_reboot, stats, started_ns: 0, initrd, disks: vec![] };
+    let start = Start { command_line: String::new(), no_reboot, stats, started_ns: 0, initrd, devices: vec![] };
     let null = std::fs::File::open("/dev/null").unwrap();
     link.say(&ToVmm::Start(start), &[null.as_fd(), null.as_fd()]).unwrap();
     vmm.send(&FromVmm::Started { protocol: String::new(), engine: String::new(), startup_ns: 0 }, &[]).unwrap();
@@ -28,7 +29,7 @@ fn that_a_device_was_given_up_is_said_again_until_there_is_room() {
     let (mut link, vmm) = running();
     while link.say(&ToVmm::Beat(1), &[]).is_ok() {}
     let (tolerate, quarantine) = (Layers::new(), Quarantine::None);
-    let mut device = Device::new(0, Source::Foreign(VhostUserBlk::parse("socket=/nowhere").unwrap()));
+    let mut device = Device::new(0, "disk0".into(), Source::Foreign(VhostUserBlk::parse("socket=/nowhere").unwrap()));
     device
         .happened(Event::Hopeless, &mut Context { vmm: Some(&mut link), tolerate: &tolerate, quarantine: &quarantine });
     device.turn(Instant::now(), &mut Context { vmm: Some(&mut link), tolerate: &tolerate, quarantine: &quarantine });

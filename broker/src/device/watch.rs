@@ -1,4 +1,4 @@
-//! What time demands of a disk's process: that it answers, and that it comes to serve and to its end in time.
+//! What time demands of a device's process: that it answers, and that it comes to serve and to its end in time.
 
 use std::time::{Duration, Instant};
 

@@ -4,9 +4,9 @@
 
 use std::process::ExitCode;
 
+use back_end::inherit::Inherited;
 use clap::Parser;
 use dev_blk::confined;
-use dev_blk::inherit::Inherited;
 use dev_blk::options::Options;
 
 fn main() -> ExitCode {

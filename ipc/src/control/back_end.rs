@@ -1,4 +1,4 @@
-//! What the broker and the process behind one disk say to each other.
+//! What the broker and the process behind one device say to each other. A disk's:
 //!
 //! ```text
 //! broker                          device
@@ -11,13 +11,19 @@
 //!   ◄────────────────────────────── Failed
 //! ```
 //!
-//! What the disk's data passes through, vhost-user between vmm and device, is not the broker's.
+//! A network card's is told Attach instead, which comes with a listener and the channel by which it asks for flows
+//! ([`crate::flow`]), and says Attached.
+//!
+//! What a device's data passes through, vhost-user between vmm and device, is not the broker's.
+
+use std::net::SocketAddrV4;
 
 use serde::{Deserialize, Serialize};
 
 use super::device::MAX_QUEUES;
 use super::short;
 use crate::channel::Message;
+use crate::flow::MAX_FLOWS;
 use crate::telemetry::Record;
 
 /// Longest serial number of a disk in bytes (virtio 1.2, §5.2.6).
@@ -54,6 +60,9 @@ pub enum ToDevice {
     /// The process was found to be confined: serve this. Comes with the open image, whose lock the broker holds, and a
     /// listening socket on which the vmm's connection is pending.
     Serve(Serve),
+    /// The process was found to be confined: be this network card. Comes with a listening socket on which the vmm's
+    /// connection is pending, and the channel for flows.
+    Attach(Attach),
     /// Are you there?
     Beat(u32),
     /// The image has another size.
@@ -75,6 +84,18 @@ pub struct Serve {
     pub queues: u16,
 }
 
+/// A connection that nobody serves any more: the guest's port, and its peer.
+pub type Orphan = (u16, SocketAddrV4);
+
+/// See [`ToDevice::Attach`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The guest's address on its link.
+    pub mac: [u8; 6],
+    /// TCP connections that the guest may believe to have, by a process that is gone: its port, and its peer.
+    pub orphans: Vec<Orphan>,
+}
+
 /// What a device says to the broker. All of it is untrusted there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromDevice {
@@ -90,17 +111,19 @@ pub enum FromDevice {
         /// Size of the disk in sectors of 512 bytes.
         sectors: u64,
     },
+    /// A network card accepts the vmm's connection next.
+    Attached,
     /// The answer to [`ToDevice::Beat`], from a thread that does no I/O.
     Alive(u32),
     /// Something to log.
     Log(Record),
-    /// The last message: it cannot serve the disk, for this reason.
+    /// The last message: it cannot be what it should, for this reason.
     Failed(String),
 }
 
 impl Message for ToDevice {
     fn descriptors(&self) -> usize {
-        if let Self::Serve(_) = self { 2 } else { 0 }
+        if let Self::Serve(_) | Self::Attach(_) = self { 2 } else { 0 }
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -110,7 +133,11 @@ impl Message for ToDevice {
             }
             Self::Serve(serve) if !(1..=MAX_QUEUES).contains(&serve.queues) => Err(format!("{} queues", serve.queues)),
             Self::Prepare { log_filter } => short(log_filter),
-            Self::Serve(_) | Self::Beat(_) | Self::Resize => Ok(()),
+            Self::Attach(attach) if attach.mac[0] & 1 != 0 => Err("a group address for a network card".into()),
+            Self::Attach(attach) if attach.orphans.len() > MAX_FLOWS => {
+                Err(format!("{} connections without a process", attach.orphans.len()))
+            }
+            Self::Serve(_) | Self::Attach(_) | Self::Beat(_) | Self::Resize => Ok(()),
         }
     }
 }
@@ -126,7 +153,7 @@ impl Message for FromDevice {
             Self::Ready { missing, .. } => missing.iter().try_for_each(|name| short(name)),
             Self::Log(record) => record.validate(),
             Self::Failed(reason) => short(reason),
-            Self::Serving { .. } | Self::Alive(_) => Ok(()),
+            Self::Serving { .. } | Self::Attached | Self::Alive(_) => Ok(()),
         }
     }
 }

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::short;
 use crate::specimen::Specimen;
 
-/// Most disks: with kernel, initrd and console their sockets fit into one message.
-pub const MAX_DISKS: usize = 16;
+/// Most devices: with kernel, initrd and console their sockets fit into one message.
+pub const MAX_DEVICES: usize = 16;
 /// Longest name of a device in bytes.
 pub const MAX_NAME: usize = 32;
 /// Least bytes of a bounce region.
@@ -14,13 +14,22 @@ pub const MIN_BOUNCE: u64 = 1 << 20;
 /// Most bytes of a bounce region.
 pub const MAX_BOUNCE: u64 = 1 << 30;
 
-/// Most queues of a disk.
+/// Most queues of a device.
 pub const MAX_QUEUES: u16 = 16;
 
-/// Most queues of all disks together: each takes descriptors in the vmm.
+/// Most queues of all devices together: each takes descriptors in the vmm.
 pub const MAX_ALL_QUEUES: u16 = 64;
 
-/// Which memory a disk's process is given.
+/// What a device is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// virtio-blk.
+    Disk,
+    /// virtio-net.
+    Nic,
+}
+
+/// Which memory a device's process is given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DmaMode {
     /// Its bounce region alone, through which the vmm copies what passes.
@@ -30,11 +39,13 @@ pub enum DmaMode {
     Shared,
 }
 
-/// A disk: a process that speaks vhost-user, behind a connected stream socket that comes along.
+/// A device: a process that speaks vhost-user, behind a connected stream socket that comes along.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskConfig {
+pub struct DeviceConfig {
     /// What messages call it.
     pub name: String,
+    /// What the guest sees.
+    pub kind: DeviceKind,
     /// Bytes of its bounce region, a multiple of 4 KiB.
     pub bounce: u64,
     /// Virtqueues that the guest is offered.
@@ -70,17 +81,17 @@ impl DeviceEvent {
 
 /// Checks the number of a device.
 pub(super) fn validate_number(device: u16) -> Result<(), String> {
-    if usize::from(device) < MAX_DISKS { Ok(()) } else { Err(format!("device number {device}")) }
+    if usize::from(device) < MAX_DEVICES { Ok(()) } else { Err(format!("device number {device}")) }
 }
 
-/// Checks what decoding cannot: number, names and sizes of disks.
-pub(super) fn validate(disks: &[DiskConfig]) -> Result<(), String> {
-    if disks.len() > MAX_DISKS {
-        return Err(format!("{} disks: at most {MAX_DISKS} are possible", disks.len()));
+/// Checks what decoding cannot: number, names and sizes of devices.
+pub(super) fn validate(devices: &[DeviceConfig]) -> Result<(), String> {
+    if devices.len() > MAX_DEVICES {
+        return Err(format!("{} devices: at most {MAX_DEVICES} are possible", devices.len()));
     }
-    for (index, DiskConfig { name, bounce, queues, .. }) in disks.iter().enumerate() {
-        if name.is_empty() || name.len() > MAX_NAME || disks[..index].iter().any(|d| d.name == *name) {
-            return Err(format!("a disk named {name:?}: names have 1 to {MAX_NAME} bytes and are distinct"));
+    for (index, DeviceConfig { name, bounce, queues, .. }) in devices.iter().enumerate() {
+        if name.is_empty() || name.len() > MAX_NAME || devices[..index].iter().any(|d| d.name == *name) {
+            return Err(format!("a device named {name:?}: names have 1 to {MAX_NAME} bytes and are distinct"));
         }
         if !(MIN_BOUNCE..=MAX_BOUNCE).contains(bounce) || !bounce.is_multiple_of(4096) {
             return Err(format!("a bounce region of {bounce} bytes for {name}: 1 MiB to 1 GiB in steps of 4 KiB"));
@@ -89,7 +100,7 @@ pub(super) fn validate(disks: &[DiskConfig]) -> Result<(), String> {
             return Err(format!("{queues} queues for {name}: 1 to {MAX_QUEUES} are possible"));
         }
     }
-    let all: u16 = disks.iter().map(|disk| disk.queues).sum();
+    let all: u16 = devices.iter().map(|device| device.queues).sum();
     if all > MAX_ALL_QUEUES {
         return Err(format!("{all} queues in all: at most {MAX_ALL_QUEUES} are possible"));
     }

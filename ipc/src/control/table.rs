@@ -87,6 +87,7 @@ impl Permitted for ToDevice {
         match self {
             Self::Prepare { .. } => &("Prepare", &[(New, Some(Confining))]),
             Self::Serve(_) => &("Serve", &[(Confined, Some(Starting))]),
+            Self::Attach(_) => &("Attach", &[(Confined, Some(Starting))]),
             Self::Beat(_) => &("Beat", STARTED),
             Self::Resize => &("Resize", &[(Running, None)]),
         }
@@ -98,6 +99,7 @@ impl Permitted for FromDevice {
         match self {
             Self::Ready { .. } => &("Ready", &[(Confining, Some(Confined))]),
             Self::Serving { .. } => &("Serving", &[(Starting, Some(Running))]),
+            Self::Attached => &("Attached", &[(Starting, Some(Running))]),
             Self::Alive(_) => &("Alive", STARTED),
             Self::Log(_) => &("Log", ANY_TIME),
             Self::Failed(_) => &("Failed", ENDS),

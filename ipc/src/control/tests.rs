@@ -12,13 +12,13 @@ fn start(initrd: bool) -> ToVmm {
     start_with(initrd, &[])
 }
 
-fn start_with(initrd: bool, disks: &[DiskConfig]) -> ToVmm {
-    let (command_line, disks) = ("quiet".into(), disks.to_vec());
-    ToVmm::Start(Start { command_line, no_reboot: false, stats: true, started_ns: 7, initrd, disks })
+fn start_with(initrd: bool, devices: &[DeviceConfig]) -> ToVmm {
+    let (command_line, devices) = ("quiet".into(), devices.to_vec());
+    ToVmm::Start(Start { command_line, no_reboot: false, stats: true, started_ns: 7, initrd, devices })
 }
 
-fn disk(name: &str, bounce: u64) -> DiskConfig {
-    DiskConfig { name: name.into(), bounce, queues: 1, dma: DmaMode::Bounce }
+fn disk(name: &str, bounce: u64) -> DeviceConfig {
+    DeviceConfig { name: name.into(), kind: DeviceKind::Disk, bounce, queues: 1, dma: DmaMode::Bounce }
 }
 
 fn ready() -> FromVmm {
@@ -119,18 +119,27 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn disks_that_make_no_sense_are_refused() {
-    let refused = |disks: &[DiskConfig]| start_with(false, disks).validate().unwrap_err();
-    let most: Vec<DiskConfig> = (0..MAX_DISKS).map(|index| disk(&index.to_string(), MAX_BOUNCE)).collect();
+fn a_card_has_an_address_of_its_own_and_so_many_orphans() {
+    let attach = |mac, orphans| ToDevice::Attach(Attach { mac, orphans }).validate();
+    let orphan = (40_000, std::net::SocketAddrV4::new(crate::flow::GATEWAY, 80));
+    assert_eq!(attach([2, 0, 0, 0, 0, 1], vec![orphan; crate::flow::MAX_FLOWS]), Ok(()));
+    assert!(attach([2, 0, 0, 0, 0, 1], vec![orphan; crate::flow::MAX_FLOWS + 1]).unwrap_err().contains("257"));
+    assert!(attach([3, 0, 0, 0, 0, 1], Vec::new()).unwrap_err().contains("group"));
+}
+
+#[test]
+fn devices_that_make_no_sense_are_refused() {
+    let refused = |disks: &[DeviceConfig]| start_with(false, disks).validate().unwrap_err();
+    let most: Vec<DeviceConfig> = (0..MAX_DEVICES).map(|index| disk(&index.to_string(), MAX_BOUNCE)).collect();
     assert_eq!(start_with(true, &most).validate(), Ok(()));
-    assert!(refused(&[&most[..], &[disk("one more", MIN_BOUNCE)]].concat()).contains("17 disks"));
+    assert!(refused(&[&most[..], &[disk("one more", MIN_BOUNCE)]].concat()).contains("17 devices"));
     assert!(refused(&[disk("a", MIN_BOUNCE), disk("a", MIN_BOUNCE)]).contains("distinct"));
     assert!(refused(&[disk("", MIN_BOUNCE)]).contains("32 bytes"));
     assert!(refused(&[disk(&"x".repeat(MAX_NAME + 1), MIN_BOUNCE)]).contains("32 bytes"));
     for bounce in [0, 4096, MIN_BOUNCE + 1, MAX_BOUNCE + 4096, u64::MAX] {
         assert!(refused(&[disk("a", bounce)]).contains("bounce"), "{bounce}");
     }
-    let queues = |queues| DiskConfig { queues, ..disk(&queues.to_string(), MIN_BOUNCE) };
+    let queues = |queues| DeviceConfig { queues, ..disk(&queues.to_string(), MIN_BOUNCE) };
     assert!(refused(&[queues(0)]).contains("0 queues") && refused(&[queues(17)]).contains("17 queues"));
     assert_eq!(start_with(false, &[queues(16), queues(15), queues(14), queues(13), queues(6)]).validate(), Ok(()));
     assert!(refused(&[queues(16), queues(15), queues(14), queues(13), queues(7)]).contains("65 queues in all"));

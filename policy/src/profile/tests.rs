@@ -92,3 +92,28 @@ fn alternatives_are_found_in_order() {
     assert_eq!(reason([5, 1, 0, 0, 0, 0]), Some("b"));
     assert_eq!(reason([5, 1, 1, 0, 0, 0]), None);
 }
+
+/// The address that sendmsg takes is behind a pointer. With flags of its choice, whoever holds a TCP socket whose connection
+/// failed could connect it to anybody (MSG_FASTOPEN, tcp(7)).
+#[test]
+fn a_card_sends_to_no_address_and_connects_nothing_anew() {
+    let profile = Profile::of(Role::DevNet).unwrap();
+    let allowed = |number, arguments| profile.rule_for(number, arguments, Facts { pid: 1 }).is_some();
+    let (quiet, fast) = (libc::MSG_NOSIGNAL as u64, libc::MSG_FASTOPEN as u64);
+    assert!(
+        allowed(libc::SYS_sendmsg, [5, 6, quiet, 0, 0, 0])
+            && !allowed(libc::SYS_sendmsg, [5, 6, quiet | fast, 0, 0, 0])
+    );
+    assert!(allowed(libc::SYS_sendto, [5, 6, 7, quiet, 0, 0]) && !allowed(libc::SYS_sendto, [5, 6, 7, quiet, 8, 16]));
+    assert!(!allowed(libc::SYS_sendto, [5, 6, 7, quiet | fast, 0, 0]));
+    for call in [
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_bind,
+        libc::SYS_listen,
+        libc::SYS_sendmmsg,
+        libc::SYS_setsockopt,
+    ] {
+        assert!(!profile.rules.iter().any(|rule| i64::from(rule.syscall.id()) == call));
+    }
+}

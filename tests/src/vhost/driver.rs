@@ -109,7 +109,8 @@ impl Driver {
         let (attention, reports, ram) = (wires.clone(), wires.clone(), Arc::new(ram));
         let port = Arc::new(Port::new(Box::new(move || attention.note(|seen| seen.attention = true))));
         let given = shared.then(|| ram.clone());
-        let wanted = Wanted { queues: 4, config_size: Block.config_size(), bounce: 1 << 20, ram: given };
+        let wanted =
+            Wanted { queues: 4, least_queues: 1, config_size: Block.config_size(), bounce: 1 << 20, ram: given };
         let front_end = FrontEnd::new("test", wanted, port).map_err(|e| e.to_string())?;
         front_end.send(Command::Adopt { serial: 0, socket });
         let first = match front_end.port.wait(PATIENCE) {

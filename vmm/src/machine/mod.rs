@@ -6,7 +6,7 @@
 
 mod alarm;
 mod console;
-mod disks;
+mod devices;
 mod foundation;
 mod io;
 mod kick;
@@ -28,8 +28,8 @@ use crate::mmu::{FRAME_SIZE, Flush, GuestRam, RamError};
 use crate::outcome::{Outcome, cause_chain};
 use crate::virtio::{Dma, VirtioPci};
 use console::Console;
-use disks::Host;
-pub use disks::{Disk, DiskError};
+use devices::Host;
+pub use devices::{Device, DeviceError};
 pub use foundation::Foundation;
 use io::Shared;
 use ipc::control::FromVmm;
@@ -51,8 +51,8 @@ pub enum MachineError {
     Boot(#[from] BootError),
     #[error("making the machine's own timers and wake-ups")]
     Host(#[from] nix::Error),
-    #[error("attaching a disk")]
-    Disk(#[from] DiskError),
+    #[error("attaching a device")]
+    Device(#[from] DeviceError),
     #[error("starting the I/O thread")]
     Thread(#[source] std::io::Error),
 }
@@ -65,8 +65,8 @@ pub struct Parts {
     pub cpu: CpuModel,
     /// The first serial port's stream socket.
     pub console: Option<OwnedFd>,
-    /// Disks, in the order of their slots.
-    pub disks: Vec<Disk>,
+    /// Disks and network cards, in the order of their slots.
+    pub devices: Vec<Device>,
     /// Requests in, reports out.
     pub uplink: Arc<Uplink>,
     /// A reset ends the machine.
@@ -110,7 +110,7 @@ impl Machine {
         let news = Arc::new(News::default());
         let host =
             Host { ram: &ram, board: &board, lines: &lines, uplink: &parts.uplink, news: &news, shared: &shared };
-        let devices = disks::attach(parts.disks, &host)?;
+        let devices = devices::attach(parts.devices, &host)?;
         let mut vcpu = Vcpu::new(0, ram.clone(), board.clone(), lines);
         vcpu.model = parts.cpu;
         let mut machine = Self {

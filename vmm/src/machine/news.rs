@@ -1,5 +1,5 @@
 //! What is to be told the broker of a device, kept until it is told. The channel may be full, and whoever reports must not
-//! wait; but a loss that the broker never hears of is a disk that nobody replaces.
+//! wait; but a loss that the broker never hears of is a device that nobody replaces.
 //!
 //! Of whether a device is lost or restored the later event is kept, and so are the first few requests that were set aside. A
 //! driver's fault that finds no room is dropped: nobody acts on it; and so is that a process completes nothing, which is said

@@ -1,4 +1,4 @@
-//! How a halted processor waits for its disks: it looks at their rings for a while before it sleeps, since being woken
+//! How a halted processor waits for its devices: it looks at their rings for a while before it sleeps, since being woken
 //! takes longer than most requests do.
 
 use std::sync::Arc;
@@ -22,8 +22,8 @@ impl Default for Wait {
 }
 
 impl Wait {
-    /// Looks until `awake`, or until a disk has completed something. False if neither came: then it is time to sleep, and
-    /// disks call.
+    /// Looks until `awake`, or until a device has completed something. False if neither came: then it is time to sleep, and
+    /// devices call.
     pub fn look(&mut self, devices: &[Arc<VirtioPci>], awake: impl Fn() -> bool) -> bool {
         if awake() {
             return true;

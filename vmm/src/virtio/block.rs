@@ -2,7 +2,7 @@
 
 use super::chain::{Chain, Pieces};
 use super::dma::Dma;
-use super::kind::{Kind, Limits};
+use super::kind::{Chains, Kind, Limits};
 
 /// VIRTIO_BLK_F_SIZE_MAX.
 pub const F_SIZE_MAX: u64 = 1 << 1;
@@ -77,12 +77,12 @@ impl Kind for Block {
         config
     }
 
-    fn head(&self) -> u32 {
-        HEADER
+    fn least_queues(&self) -> u16 {
+        1
     }
 
-    fn tail(&self) -> u32 {
-        STATUS
+    fn chains(&self, _queue: usize) -> Chains {
+        Chains::Request { head: HEADER, tail: STATUS }
     }
 
     fn describe(&self, head: &[u8], out_bytes: u64, in_bytes: u64) -> String {

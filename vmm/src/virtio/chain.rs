@@ -39,6 +39,8 @@ pub enum GuestError {
     Empty,
     #[error("a request with {0} bytes to be read and {1} to be written, fewer than every request has")]
     Short(u64, u64),
+    #[error("a buffer with {0} bytes to be read and {1} to be written, in a queue that goes one way")]
+    Direction(u64, u64),
 }
 
 /// A buffer in guest RAM.

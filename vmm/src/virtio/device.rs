@@ -131,7 +131,7 @@ impl VirtioPci {
         let queues = offer.queues;
         let transport = Transport::new(&*kind, offered(&*kind, offer.features), queues, QUEUE_SIZE, assigned);
         let transfer = offer.transfer();
-        let shadows = (0..usize::from(queues)).map(|index| Shadow::new(index, transfer)).collect();
+        let shadows = (0..usize::from(queues)).map(|index| Shadow::new(index, transfer, kind.chains(index))).collect();
         let mut inner = Inner {
             kind,
             pins,
@@ -186,7 +186,7 @@ impl VirtioPci {
     pub fn decline_calls(&self) -> bool {
         let inner = &mut *self.lock();
         inner.want_calls(false);
-        inner.link == Link::Running && inner.shadows.iter().any(|shadow| shadow.outstanding() > 0)
+        inner.link == Link::Running && inner.shadows.iter().any(|shadow| shadow.due() > 0)
     }
 
     /// Has the process call again. Look once more afterwards.
@@ -231,7 +231,7 @@ impl Inner {
             self.event(event);
         }
         if !self.abandoned {
-            self.sentence(dma);
+            self.settle(dma);
         }
         match self.link {
             _ if self.abandoned => self.refuse(dma),
@@ -266,7 +266,7 @@ impl Inner {
         let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
         let mut wrong: Result<(), PeerError> = Ok(());
         for (index, shadow) in self.shadows.iter_mut().enumerate() {
-            let (harvest, result) = shadow.harvest(&mut bounce, dma, &*self.kind);
+            let (harvest, result) = shadow.harvest(&mut bounce, dma);
             self.front_end.progress(harvest.completed);
             if harvest.interrupt {
                 self.transport.interrupt_queue(index, &*self.pins);

@@ -29,6 +29,11 @@ impl Pool {
         self.taken.len() as u64
     }
 
+    /// As [`Self::take`], if that leaves `reserve` pages free.
+    pub fn take_leaving(&mut self, pages: u64, reserve: u64) -> Option<Extent> {
+        if pages.saturating_add(reserve) > self.free { None } else { self.take(pages) }
+    }
+
     /// Takes `pages` contiguous pages; None while there are none.
     pub fn take(&mut self, pages: u64) -> Option<Extent> {
         if pages > self.free {
@@ -71,6 +76,9 @@ mod tests {
         let b = pool.take(4).unwrap();
         assert_eq!((a, b), (Extent { first: 8, pages: 4 }, Extent { first: 12, pages: 4 }));
         assert_eq!(pool.take(3), None);
+        assert_eq!(pool.take_leaving(1, 2), None);
+        let last = pool.take_leaving(1, 1).unwrap();
+        pool.give(last);
         assert_eq!(pool.take(0), Some(Extent::default()), "nothing needs no room");
         pool.give(a);
         assert_eq!(pool.take(5), None, "six are free, but not together");

@@ -17,7 +17,7 @@ use super::chain::{Chain, GuestError, Segment};
 use super::device_ring::{DeviceRing, PeerError};
 use super::dma::Dma;
 use super::guest_ring::GuestRing;
-use super::kind::Kind;
+use super::kind::{Chains, Kind};
 use super::pool::Extent;
 use super::region::{CHAINS, Control, PER_CHAIN, Region};
 use super::specimen::{self, Specimen};
@@ -40,6 +40,7 @@ struct Record {
 pub struct Shadow {
     index: usize,
     transfer: Transfer,
+    chains: Chains,
     guest: Option<GuestRing>,
     device: Option<DeviceRing>,
     /// By chain number.
@@ -63,12 +64,12 @@ pub struct Harvest {
 }
 
 impl Shadow {
-    /// Queue `index` of a device, neither side there yet.
-    pub fn new(index: usize, transfer: Transfer) -> Self {
+    /// Queue `index` of a device, neither side there yet, for such chains.
+    pub fn new(index: usize, transfer: Transfer, chains: Chains) -> Self {
         let records = (0..CHAINS).map(|_| None).collect();
         let free = (0..CHAINS).rev().collect();
         let (held, generation, sequence, touched) = (0, 0, 0, Vec::new());
-        Self { index, transfer, guest: None, device: None, records, free, held, generation, sequence, touched }
+        Self { index, transfer, chains, guest: None, device: None, records, free, held, generation, sequence, touched }
     }
 
     /// Chains that the device has not given back.
@@ -76,9 +77,15 @@ impl Shadow {
         CHAINS - self.free.len() as u16 - self.held
     }
 
-    /// Numbers of the chains that the device has not given back, in their order; not of those that a reset made nobody's.
+    /// Of these, as many as a device gives back without waiting for anything else.
+    pub fn due(&self) -> u16 {
+        if self.chains.are_lent() { 0 } else { self.outstanding() }
+    }
+
+    /// Numbers of the requests that the device has not given back, in their order; not of those that a reset made nobody's.
     pub fn out(&self) -> Vec<u16> {
-        self.in_order(|record| record.out && record.generation == self.generation)
+        let requests = matches!(self.chains, Chains::Request { .. });
+        self.in_order(|record| requests && record.out && record.generation == self.generation)
     }
 
     /// Whether chain `number` is waited for, by the device or not.
@@ -145,16 +152,16 @@ impl Shadow {
         if record.out {
             return false;
         }
-        let Some(extent) = self.transfer.place(&record.chain, bounce.pool, kind) else {
+        let Some(extent) = self.transfer.place(&record.chain, bounce.pool, self.chains) else {
             // Not even an empty region takes it: the guest must not wait for what nobody can have.
-            if transfer::check(&record.chain, bounce.pool, kind).is_err() {
+            if transfer::check(&record.chain, bounce.pool, self.chains).is_err() {
                 self.fail(number, dma, kind);
             }
             return false;
         };
         record.extent = extent;
         let place = Place { queue: self.index, number, extent };
-        self.transfer.send(&record.chain, place, ring, bounce.region, dma.ram(), kind);
+        self.transfer.send(&record.chain, place, ring, bounce.region, dma.ram(), self.chains);
         (record.out, self.held) = (true, self.held - 1);
         ring.publish(bounce.region)
     }
@@ -178,11 +185,11 @@ impl Shadow {
         kind: &dyn Kind,
     ) -> (bool, Result<(), GuestError>) {
         let again = self.held > 0 && self.release_all(bounce, dma, kind);
-        let moved = if self.held == 0 { self.fill(bounce, dma, kind) } else { Ok(()) };
+        let moved = if self.held == 0 { self.fill(bounce, dma) } else { Ok(()) };
         (self.device.as_mut().is_some_and(|ring| ring.publish(bounce.region)) || again, moved)
     }
 
-    fn fill(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>, kind: &dyn Kind) -> Result<(), GuestError> {
+    fn fill(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>) -> Result<(), GuestError> {
         let (Some(guest), Some(device)) = (&mut self.guest, &mut self.device) else { return Ok(()) };
         loop {
             if guest.pending(dma.ram())? == 0 {
@@ -193,12 +200,12 @@ impl Shadow {
             }
             let Some(&number) = self.free.last() else { return Ok(()) };
             let chain = guest.peek(dma.ram())?;
-            transfer::check(&chain, bounce.pool, kind)?;
-            let Some(extent) = self.transfer.place(&chain, bounce.pool, kind) else { return Ok(()) };
+            transfer::check(&chain, bounce.pool, self.chains)?;
+            let Some(extent) = self.transfer.place(&chain, bounce.pool, self.chains) else { return Ok(()) };
             guest.take();
             self.free.pop();
             let place = Place { queue: self.index, number, extent };
-            self.transfer.send(&chain, place, device, bounce.region, dma.ram(), kind);
+            self.transfer.send(&chain, place, device, bounce.region, dma.ram(), self.chains);
             self.sequence += 1;
             let (generation, sequence) = (self.generation, self.sequence);
             self.records[usize::from(number)] = Some(Record { chain, extent, generation, sequence, out: true });
@@ -207,25 +214,14 @@ impl Shadow {
 
     /// Takes what the device completed. After an error the completions before it count, with the interrupt that the guest
     /// wants for them and asks for only once, and the device must go.
-    pub fn harvest(
-        &mut self,
-        bounce: &mut Bounce<'_>,
-        dma: &mut Dma<'_>,
-        kind: &dyn Kind,
-    ) -> (Harvest, Result<(), PeerError>) {
+    pub fn harvest(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>) -> (Harvest, Result<(), PeerError>) {
         let mut completed = 0;
-        let result = self.drain(bounce, dma, kind, &mut completed);
+        let result = self.drain(bounce, dma, &mut completed);
         let interrupt = self.guest.as_mut().is_some_and(|guest| guest.publish(dma));
         (Harvest { completed, interrupt }, result)
     }
 
-    fn drain(
-        &mut self,
-        bounce: &mut Bounce<'_>,
-        dma: &mut Dma<'_>,
-        kind: &dyn Kind,
-        completed: &mut u16,
-    ) -> Result<(), PeerError> {
+    fn drain(&mut self, bounce: &mut Bounce<'_>, dma: &mut Dma<'_>, completed: &mut u16) -> Result<(), PeerError> {
         // Each round takes an outstanding chain away, and none is added: a device cannot keep us here.
         loop {
             let outstanding = self.outstanding();
@@ -241,7 +237,7 @@ impl Shadow {
             for _ in 0..new {
                 let Some(device) = &mut self.device else { return Ok(()) };
                 let (number, length) = device.take(bounce.region)?;
-                self.complete(number, length, bounce, dma, kind)?;
+                self.complete(number, length, bounce, dma)?;
                 *completed += 1;
             }
         }
@@ -254,7 +250,6 @@ impl Shadow {
         length: u32,
         bounce: &mut Bounce<'_>,
         dma: &mut Dma<'_>,
-        kind: &dyn Kind,
     ) -> Result<(), PeerError> {
         let slot = self.records.get_mut(usize::from(number));
         let id = u32::from(number) * u32::from(PER_CHAIN);
@@ -272,7 +267,7 @@ impl Shadow {
             && let Some(guest) = &mut self.guest
         {
             let place = Place { queue: self.index, number, extent: record.extent };
-            self.transfer.receive(&record.chain, place, length, bounce.region, dma, kind);
+            self.transfer.receive(&record.chain, place, length, bounce.region, dma, self.chains);
             guest.put(dma, record.chain.head, length);
             self.free.push(number);
         } else {
@@ -295,10 +290,21 @@ impl Shadow {
         }
     }
 
-    /// Fails every outstanding chain of this generation: there is no device, and there will be none. True if the guest
-    /// wants an interrupt.
+    /// Fails every outstanding chain of this generation that is not lent: there is no device, and there will be none. True
+    /// if the guest wants an interrupt.
     pub fn fail_all(&mut self, dma: &mut Dma<'_>, kind: &dyn Kind) -> bool {
-        (0..CHAINS).for_each(|number| self.fail(number, dma, kind));
+        if !self.chains.are_lent() {
+            (0..CHAINS).for_each(|number| self.fail(number, dma, kind));
+        }
+        self.guest.as_mut().is_some_and(|guest| guest.publish(dma))
+    }
+
+    /// What was being sent by a process that is gone is lost. True if the guest wants an interrupt.
+    pub fn lose(&mut self, dma: &mut Dma<'_>, kind: &dyn Kind) -> bool {
+        if self.held == 0 || !matches!(self.chains, Chains::Sent(_)) {
+            return false;
+        }
+        self.in_order(|record| !record.out).into_iter().for_each(|number| self.fail(number, dma, kind));
         self.guest.as_mut().is_some_and(|guest| guest.publish(dma))
     }
 
@@ -306,7 +312,7 @@ impl Shadow {
     /// wants an interrupt.
     pub fn condemn(&mut self, number: u16, dma: &mut Dma<'_>, kind: &dyn Kind) -> Option<(Specimen, bool)> {
         let record = self.records.get(usize::from(number))?.as_ref().filter(|record| !record.out)?;
-        let specimen = specimen::of(&record.chain, dma.ram(), kind);
+        let specimen = specimen::of(&record.chain, dma.ram(), self.chains, kind);
         self.fail(number, dma, kind);
         Some((specimen, self.guest.as_mut().is_some_and(|guest| guest.publish(dma))))
     }
@@ -314,7 +320,7 @@ impl Shadow {
     /// Takes what the guest has made available, and fails it: there is no device. The guest sees it after
     /// [`Self::fail_all`].
     pub fn refuse(&mut self, dma: &mut Dma<'_>, kind: &dyn Kind) -> Result<(), GuestError> {
-        let Some(guest) = &mut self.guest else { return Ok(()) };
+        let Some(guest) = self.guest.as_mut().filter(|_| !self.chains.are_lent()) else { return Ok(()) };
         loop {
             if guest.pending(dma.ram())? == 0 {
                 guest.ask_notification(dma);
@@ -365,5 +371,7 @@ mod bench;
 mod direct_tests;
 #[cfg(test)]
 mod hostile_tests;
+#[cfg(test)]
+mod net_tests;
 #[cfg(test)]
 mod tests;

@@ -2,17 +2,18 @@
 //! next process would be given.
 
 use super::chain::{Chain, Pieces};
-use super::kind::Kind;
+use super::kind::{Chains, Kind};
 use super::memory::Shared;
 use crate::mmu::GuestRam;
 pub use ipc::specimen::Specimen;
 use ipc::specimen::{MAX_DATA, MAX_HEAD};
 
 /// What `chain` asks for, as far as it is kept.
-pub fn of(chain: &Chain, ram: &GuestRam, kind: &dyn Kind) -> Specimen {
+pub fn of(chain: &Chain, ram: &GuestRam, chains: Chains, kind: &dyn Kind) -> Specimen {
     let (out, inner) = (chain.out_bytes(), chain.in_bytes());
-    let split = out.min(kind.head().into());
-    let tail_bytes = inner.min(kind.tail().into()) as u32;
+    let (head, tail) = chains.ends();
+    let split = out.min(head.into());
+    let tail_bytes = inner.min(tail.into()) as u32;
     let head = bytes(chain, ram, 0, split.min(MAX_HEAD as u64));
     let (out_bytes, in_bytes) = (out - split, inner - u64::from(tail_bytes));
     let data = bytes(chain, ram, split, out_bytes.min(MAX_DATA as u64));

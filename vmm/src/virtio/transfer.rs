@@ -1,5 +1,5 @@
 //! How the bytes of one request reach the device process and come back: by copies through the bounce region, or, for a
-//! disk whose operator gave up the firewall, by telling the process where in guest RAM they are.
+//! device whose operator gave up the firewall, by telling the process where in guest RAM they are.
 //!
 //! In both modes the rings are in the region, so that a completion is seen, checked and noted here before the guest can
 //! see it, and a process that dies leaves nothing that its successor would have to know.
@@ -7,7 +7,7 @@
 use super::chain::{Chain, GuestError, Pieces, Segment};
 use super::device_ring::{DeviceRing, Part, TABLE};
 use super::dma::Dma;
-use super::kind::Kind;
+use super::kind::Chains;
 use super::memory::{self, Shared};
 use super::pool::{Extent, Pool};
 use super::region::{Control, PAGE, Region, SLOT_HALF};
@@ -46,11 +46,12 @@ pub enum Transfer {
 
 impl Transfer {
     /// Takes what a chain needs of the region; None while there is too little.
-    pub fn place(self, chain: &Chain, pool: &mut Pool, kind: &dyn Kind) -> Option<Extent> {
-        pool.take(match self {
-            Self::Copied => pages(chain, kind),
+    pub fn place(self, chain: &Chain, pool: &mut Pool, chains: Chains) -> Option<Extent> {
+        let pages = match self {
+            Self::Copied => pages(chain, chains),
             Self::Direct => 1,
-        })
+        };
+        pool.take_leaving(pages, chains.leaves(pool.capacity()))
     }
 
     /// Puts a chain into the device's ring, with its readable bytes. None only if our own book-keeping of places were
@@ -62,10 +63,10 @@ impl Transfer {
         ring: &mut DeviceRing,
         region: &Region,
         ram: &GuestRam,
-        kind: &dyn Kind,
+        chains: Chains,
     ) -> Option<()> {
         match self {
-            Self::Copied => ring.put(region, place.number, &copy_out(chain, place, region, ram, kind)?),
+            Self::Copied => ring.put(region, place.number, &copy_out(chain, place, region, ram, chains)?),
             Self::Direct => {
                 let part = |writable| move |s: &Segment| Part { at: s.gpa, length: s.length, writable };
                 let parts = chain.readable.iter().map(part(false)).chain(chain.writable.iter().map(part(true)));
@@ -77,17 +78,9 @@ impl Transfer {
 
     /// A chain came back, of which the device says that it wrote the first `length` bytes: has them where the record
     /// says.
-    pub fn receive(
-        self,
-        chain: &Chain,
-        place: Place,
-        length: u32,
-        region: &Region,
-        dma: &mut Dma<'_>,
-        kind: &dyn Kind,
-    ) {
+    pub fn receive(self, chain: &Chain, place: Place, length: u32, region: &Region, dma: &mut Dma<'_>, chains: Chains) {
         match self {
-            Self::Copied => copy_in(chain, place, length, region, dma, kind),
+            Self::Copied => copy_in(chain, place, length, region, dma, chains),
             // What it says is nothing that it is held to.
             Self::Direct => chain.writable.iter().for_each(|segment| dma.wrote(segment.gpa, segment.length as usize)),
         }
@@ -97,15 +90,19 @@ impl Transfer {
 /// Refuses a chain that no device of this type could answer. One that is too short to be understood or answered is never
 /// given back: a device process stops its queue, or forgets the request, and is then blamed for it. It is the driver that
 /// is to be reset.
-pub fn check(chain: &Chain, pool: &Pool, kind: &dyn Kind) -> Result<(), GuestError> {
+pub fn check(chain: &Chain, pool: &Pool, chains: Chains) -> Result<(), GuestError> {
     let (out, inner) = (chain.out_bytes(), chain.in_bytes());
-    if out < kind.head().into() || inner < kind.tail().into() {
+    let ((least_out, least_in), (has_out, has_in)) = (chains.least(), chains.sides());
+    if out < least_out || inner < least_in {
         return Err(GuestError::Short(out, inner));
+    }
+    if out > 0 && !has_out || inner > 0 && !has_in {
+        return Err(GuestError::Direction(out, inner));
     }
     if chain.readable.len() + chain.writable.len() > usize::from(TABLE) {
         return Err(GuestError::TooLong);
     }
-    if pages(chain, kind) > pool.capacity() {
+    if pages(chain, chains) > pool.capacity() - chains.leaves(pool.capacity()) {
         return Err(GuestError::TooLarge(out + inner));
     }
     Ok(())
@@ -119,21 +116,22 @@ struct Split {
     tail: u32,
 }
 
-fn split(chain: &Chain, kind: &dyn Kind) -> Split {
+fn split(chain: &Chain, chains: Chains) -> Split {
     let (out, inner) = (chain.out_bytes(), chain.in_bytes());
-    let head = out.min(u64::from(kind.head().min(SLOT_HALF)));
-    let tail = inner.min(u64::from(kind.tail().min(SLOT_HALF)));
+    let (head, tail) = chains.ends();
+    let head = out.min(u64::from(head.min(SLOT_HALF)));
+    let tail = inner.min(u64::from(tail.min(SLOT_HALF)));
     Split { head: head as u32, out: out - head, inner: inner - tail, tail: tail as u32 }
 }
 
-fn pages(chain: &Chain, kind: &dyn Kind) -> u64 {
-    let split = split(chain, kind);
+fn pages(chain: &Chain, chains: Chains) -> u64 {
+    let split = split(chain, chains);
     split.out.div_ceil(PAGE) + split.inner.div_ceil(PAGE)
 }
 
 /// Copies a chain's readable bytes into the region, and says what the device is given.
-fn copy_out(chain: &Chain, place: Place, region: &Region, ram: &GuestRam, kind: &dyn Kind) -> Option<[Part; 4]> {
-    let (control, split) = (Control::of(place.queue), split(chain, kind));
+fn copy_out(chain: &Chain, place: Place, region: &Region, ram: &GuestRam, chains: Chains) -> Option<[Part; 4]> {
+    let (control, split) = (Control::of(place.queue), split(chain, chains));
     let (head, tail) = (control.head(place.number), control.tail(place.number));
     let out = place.extent.first * PAGE;
     let inner = out + split.out.next_multiple_of(PAGE);
@@ -157,8 +155,8 @@ fn copy_out(chain: &Chain, place: Place, region: &Region, ram: &GuestRam, kind: 
 
 /// Copies what the device wrote to where the record says: the first `length` bytes, and the tail in any case, since
 /// devices disagree on whether a status after unwritten data counts.
-fn copy_in(chain: &Chain, place: Place, length: u32, region: &Region, dma: &mut Dma<'_>, kind: &dyn Kind) {
-    let (control, split) = (Control::of(place.queue), split(chain, kind));
+fn copy_in(chain: &Chain, place: Place, length: u32, region: &Region, dma: &mut Dma<'_>, chains: Chains) {
+    let (control, split) = (Control::of(place.queue), split(chain, chains));
     let inner = place.extent.first * PAGE + split.out.next_multiple_of(PAGE);
     let written = u64::from(length).min(split.inner);
     let tail = Pieces::after(&chain.writable, split.inner);

@@ -109,11 +109,12 @@ impl Inner {
         let mut bounce = Bounce { region: &peer.offer.region, pool: &mut peer.pool };
         for shadow in &mut self.shadows {
             // Of an earlier life: nothing that the guest wants an interrupt for.
-            if let (_, Err(error)) = shadow.harvest(&mut bounce, dma, &*self.kind) {
+            if let (_, Err(error)) = shadow.harvest(&mut bounce, dma) {
                 return self.drop_peer(error.to_string());
             }
         }
-        if self.shadows.iter().all(|shadow| shadow.outstanding() == 0) {
+        // A buffer that was lent may come back never: it ends with its queue.
+        if self.shadows.iter().all(|shadow| shadow.due() == 0) {
             self.front_end.drained();
             self.link = Link::Stopping;
             self.front_end.send(Command::Stop { serial: peer.serial });
@@ -129,7 +130,7 @@ impl Inner {
 
     /// Whether the process has something to complete.
     pub(super) fn expect_completions(&self) {
-        let out = self.link == Link::Running && self.shadows.iter().any(|shadow| shadow.outstanding() > 0);
+        let out = self.link == Link::Running && self.shadows.iter().any(|shadow| shadow.due() > 0);
         self.front_end.expect_completions(out);
     }
 
@@ -187,8 +188,23 @@ impl Inner {
         self.front_end.send(Command::Adopt { serial: self.serial, socket });
     }
 
+    /// Ends the chains that no other process is to get.
+    pub(super) fn settle(&mut self, dma: &mut Dma<'_>) {
+        self.lose(dma);
+        self.sentence(dma);
+    }
+
+    /// A packet that a process had when it ended is lost, whether it left or not: one that crashes a process crashes only one.
+    fn lose(&mut self, dma: &mut Dma<'_>) {
+        for index in 0..self.shadows.len() {
+            if self.shadows[index].lose(dma, &*self.kind) {
+                self.transport.interrupt_queue(index, &*self.pins);
+            }
+        }
+    }
+
     /// Fails the requests that crashed their processes, and only these.
-    pub(super) fn sentence(&mut self, dma: &mut Dma<'_>) {
+    fn sentence(&mut self, dma: &mut Dma<'_>) {
         let event_idx = self.transport.common.negotiated() & F_EVENT_IDX != 0;
         while let Some((Id { queue, chain }, among)) = self.hunt.take_convict() {
             let Some((specimen, interrupt)) = self.shadows[queue].condemn(chain, dma, &*self.kind) else { continue };

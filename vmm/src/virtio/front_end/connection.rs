@@ -27,11 +27,13 @@ const ABOVE_HOLE: u64 = 1 << 32;
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const QUEUE_LIMIT: u64 = 64;
 
-/// What a disk's front end asks of its device process.
+/// What a device's front end asks of its process.
 #[derive(Clone)]
 pub struct Wanted {
     /// Queues, if it has as many.
     pub queues: u16,
+    /// Queues that it must have.
+    pub least_queues: u16,
     /// Bytes of configuration space.
     pub config_size: usize,
     /// Bytes of bounce region.
@@ -126,8 +128,8 @@ impl Connection {
             false => 1,
         };
         let queues = u16::try_from(queues).unwrap_or(u16::MAX).min(wanted.queues);
-        if queues == 0 {
-            return Err(ConnectionError::Lacks("a queue"));
+        if queues < wanted.least_queues {
+            return Err(ConnectionError::Lacks("as many queues as such a device has"));
         }
         let region = Arc::new(Region::new(wanted.bounce)?);
         let (calls, kicks, ours) = bells(queues).map_err(ConnectionError::Descriptors)?;

@@ -21,8 +21,8 @@ pub const AVAIL: u64 = 0x2000;
 pub const USED: u64 = 0x3000;
 pub const INDIRECT: u64 = 0x10000;
 /// Buffers of head `n` lie in the 64 KiB from here plus n × 64 KiB.
-const BUFFERS: u64 = 0x10_0000;
-const SPACE: u64 = 0x1_0000;
+pub const BUFFERS: u64 = 0x10_0000;
+pub const SPACE: u64 = 0x1_0000;
 const RAM: u64 = 6 << 20;
 
 /// Places and lengths.
@@ -56,7 +56,7 @@ impl Bench {
             ram: Arc::new(GuestRam::new(RAM).unwrap()),
             region: Region::new(MIN_BOUNCE).unwrap(),
             pool: pool(),
-            shadow: Shadow::new(0, transfer),
+            shadow: Shadow::new(0, transfer, Block.chains(0)),
             rng,
             features,
             transfer,
@@ -69,6 +69,13 @@ impl Bench {
         bench.attach_guest();
         bench.attach_device();
         bench
+    }
+
+    /// Has the queue carry such chains, from nothing.
+    pub fn carry(&mut self, chains: Chains) {
+        self.shadow = Shadow::new(0, self.transfer, chains);
+        self.attach_guest();
+        self.attach_device();
     }
 
     pub fn attach_guest(&mut self) {
@@ -106,7 +113,7 @@ impl Bench {
     /// What came back, and what was wrong after that.
     pub fn try_harvest(&mut self) -> (Harvest, Result<(), PeerError>) {
         let mut bounce = Bounce { region: &self.region, pool: &mut self.pool };
-        self.shadow.harvest(&mut bounce, &mut Dma::new(&self.ram), &Block)
+        self.shadow.harvest(&mut bounce, &mut Dma::new(&self.ram))
     }
 
     pub fn harvest(&mut self) -> Result<Harvest, PeerError> {
@@ -114,7 +121,7 @@ impl Bench {
         result.map(|()| harvest)
     }
 
-    fn descriptor(&self, at: u64, (address, length): (u64, u32), flags: u16, next: u16) {
+    pub fn descriptor(&self, at: u64, (address, length): (u64, u32), flags: u16, next: u16) {
         let word = u128::from(address) | u128::from(length) << 64 | u128::from(flags) << 96 | u128::from(next) << 112;
         assert!(GuestRam::write(&self.ram, at, &word.to_le_bytes()));
     }

@@ -51,7 +51,7 @@ fn what_a_completed_request_may_have_written_is_noted_however_little_the_device_
     }
     noted(&mut b, |b, dma| {
         let mut bounce = Bounce { region: &b.region, pool: &mut b.pool };
-        let (harvest, result) = b.shadow.harvest(&mut bounce, dma, &super::super::block::Block);
+        let (harvest, result) = b.shadow.harvest(&mut bounce, dma);
         assert_eq!((harvest.completed, result), (10, Ok(())));
     });
     let mut b = submitted(3);

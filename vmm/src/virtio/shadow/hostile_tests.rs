@@ -56,7 +56,7 @@ fn a_hostile_device_reaches_only_what_it_was_given() {
 }
 
 /// One thing that a hostile device does to its region.
-fn scribble(b: &mut Bench) {
+pub fn scribble(b: &mut Bench) {
     let (control, size) = (Control::of(0), b.region.size());
     match b.rng.random_range(0..6) {
         0 => {
