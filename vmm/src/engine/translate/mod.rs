@@ -58,8 +58,9 @@ use super::{Engine, Exit};
 use crate::cpu::{Flow, Stop, Vcpu};
 use crate::mmu::{Flush, GuestRam, Shadow, ShadowError};
 
-/// Size of the code cache in bytes.
-const CACHE_SIZE: usize = 32 << 20;
+/// Size of the code cache in bytes. A block's records cost twice its code, so that this keeps the vmm of a guest which runs one
+/// program after the other, each somewhere else, under 80 MiB.
+const CACHE_SIZE: usize = 14 << 20;
 /// Addresses remembered at most as needing special code; beyond, they are learnt again.
 const MAX_LEARNT: usize = 1 << 16;
 
