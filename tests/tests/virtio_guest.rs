@@ -129,6 +129,32 @@ fn a_disk_interpreted() -> Outcome {
     Ok(())
 }
 
+/// The guest suspends its devices twice while a program uses its disk: the driver resets it, and sets it up anew. (Linux's
+/// test of suspension: it goes as far as the devices, and wakes up by itself after five seconds.)
+#[test]
+fn a_guest_that_suspends_finds_its_disk_as_it_was() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let image = dir.path().join("own");
+    fs::write(&image, vec![0; 16 * MIB])?;
+    let own = Daemon::start(&image, &[])?;
+    let script = "dd if=/bin/busybox of=/tmp/wanted bs=64k count=16 2>/dev/null; : > /tmp/bad; \
+                  while [ ! -e /tmp/stop ]; do \
+                  dd if=/tmp/wanted of=/dev/vda bs=64k oflag=direct conv=notrunc 2>/dev/null || echo write >> /tmp/bad; \
+                  dd if=/dev/vda bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/wanted || echo read >> /tmp/bad; \
+                  echo >> /tmp/rounds; done & \
+                  echo devices > /sys/power/pm_test; \
+                  for n in 1 2; do sleep 1; echo freeze > /sys/power/state && echo slept $n; done; sleep 1; \
+                  touch /tmp/stop; wait; echo bad $(wc -l < /tmp/bad); echo rounds $(wc -l < /tmp/rounds)";
+    let output = run("translate", &[&own.socket], "", script)?;
+    for said in ["slept 1", "slept 2", "bad 0"] {
+        assert!(output.lines().any(|line| line.trim_end() == said), "`{said}` is missing:\n{output}");
+    }
+    assert!(!output.lines().any(|line| line.trim_end() == "rounds 0"), "{output}");
+    let wanted = &fs::read(Debian::open()?.busybox()?)?[..MIB];
+    assert!(&fs::read(&image)?[..MIB] == wanted, "the image holds something else");
+    Ok(())
+}
+
 /// The guest has an honest disk and a hostile one. Whatever it makes of the latter, the former serves it, and it powers
 /// off in order: in the end the hostile one is given up, and what waits for it fails.
 #[test]
