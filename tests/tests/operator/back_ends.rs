@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::process::Output;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
 use tests::operator::{bulkhead, echo_kernel, stderr};
 
 use crate::Outcome;
@@ -30,7 +30,9 @@ fn a_back_end_that_connects_and_never_answers_is_given_up() -> Outcome {
 fn a_back_end_that_takes_no_connection_is_given_up() -> Outcome {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("socket");
-    let _listener = UnixListener::bind(&path)?;
+    let listener = UnixListener::bind(&path)?;
+    // The library lets more wait than a user may have descriptors.
+    listen(&listener, Backlog::new(1)?)?;
     let mut waiting = Vec::new();
     loop {
         let one =
