@@ -108,7 +108,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = VhostUserBlk { socket: dir.path().join("s"), bounce: 8 << 20, queues: 1, timeout: 60 };
         assert_eq!(disk.connect().unwrap_err().kind(), io::ErrorKind::NotFound);
-        let _listener = std::os::unix::net::UnixListener::bind(&disk.socket).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&disk.socket).unwrap();
+        // The library lets more wait than a user may have descriptors.
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
         let mut taken = Vec::new();
         let error = loop {
             match disk.connect() {
