@@ -81,7 +81,7 @@ impl Verified {
             descriptors,
             guest_ram: mapped(pid, GUEST_RAM)?,
             mounts: mounts(pid)?,
-            root_entries: entries(&format!("/proc/{pid}/root/"))?.len(),
+            root_entries: entries(&format!("/proc/{pid}/root"))?.len(),
             core_limit: core_limit(pid)?,
         })
     }

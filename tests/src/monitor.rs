@@ -85,6 +85,15 @@ impl Monitor {
         self.launch(command)
     }
 
+    /// As [`Self::start`]; waits for the guest's shell, unless nothing is printed for `silence`.
+    pub fn start_to_prompt(&self, guest: &Guest, silence: Duration) -> io::Result<Running> {
+        let mut running = self.start(guest)?;
+        match running.console.wait_for("bulkhead# ", silence) {
+            Ok(_) => Ok(running),
+            Err(error) => Err(io::Error::other(format!("{error}\nstandard error:\n{}", running.stderr()))),
+        }
+    }
+
     /// Starts a guest by a command line of [`Monitor::command`] that may have been extended.
     pub fn launch(&self, mut command: Command) -> io::Result<Running> {
         let stderr = tempfile::NamedTempFile::new()?;

@@ -15,7 +15,7 @@ use tests::console::Console;
 use tests::debian::{Debian, Flavour};
 use tests::disks::pattern;
 use tests::image::{self, Contents};
-use tests::monitor::{Guest, Monitor, Running};
+use tests::monitor::{Guest, Monitor};
 use tests::net::{Web, resolver, sha256};
 use tests::processes::{alive, await_child, children, send};
 use tests::trace::Traced;
@@ -50,13 +50,6 @@ fn guest(dir: &Path, net: &str) -> Result<Guest, Box<dyn Error>> {
     Ok(guest)
 }
 
-fn booted(guest: &Guest) -> Result<Running, Box<dyn Error>> {
-    let mut running = Monitor::bulkhead("translate").start(guest)?;
-    let shell = running.console.wait_for("bulkhead# ", SILENCE);
-    shell.map_err(|error| format!("{error}\nstandard error:\n{}", running.stderr()))?;
-    Ok(running)
-}
-
 /// A port of the loopback where somebody listens whom the guest may not reach.
 fn forbidden() -> Result<(TcpListener, u16), Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -87,7 +80,7 @@ fn a_guest_reaches_what_policy_allows_and_nothing_else() -> Outcome {
     let (dir, file) = (tempfile::tempdir()?, pattern(FILE));
     let (web, dns, (silent, other)) = (Web::start(file.clone())?, resolver(Ipv4Addr::new(10, 0, 2, 2))?, forbidden()?);
     let net = format!("user,dns=127.0.0.1:{dns},allow=127.0.0.1:{}/tcp", web.port);
-    let mut running = booted(&guest(dir.path(), &net)?)?;
+    let mut running = Monitor::bulkhead("translate").start_to_prompt(&guest(dir.path(), &net)?, SILENCE)?;
     let pid = await_child(running.pid(), CARD, &[], SILENCE)?;
     let seen = Verified::of(pid)?;
     seen.check(&Layers::new())?;
@@ -118,7 +111,7 @@ fn a_cards_process_may_die_at_any_moment() -> Outcome {
     let (dir, file) = (tempfile::tempdir()?, pattern(100_000));
     let web = Web::start(file.clone())?;
     let net = format!("user,allow=127.0.0.1:{}/tcp", web.port);
-    let mut running = booted(&guest(dir.path(), &net)?)?;
+    let mut running = Monitor::bulkhead("translate").start_to_prompt(&guest(dir.path(), &net)?, SILENCE)?;
     let (url, each) = (format!("http://10.0.2.2:{}", web.port), "wget -q -O /dev/null $u/endless; echo ended");
     let fetch = "wget -q -O - $u/file | sha256sum";
     running.console.send(&format!(

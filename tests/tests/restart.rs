@@ -39,13 +39,6 @@ fn guest(dir: &Path, options: &[String], fio: bool) -> Result<Guest, Box<dyn Err
     Ok(guest)
 }
 
-fn booted(guest: &Guest) -> Result<Running, Box<dyn Error>> {
-    let mut running = Monitor::bulkhead("translate").start(guest)?;
-    let shell = running.console.wait_for("bulkhead# ", SILENCE);
-    shell.map_err(|error| format!("{error}\nstandard error:\n{}", running.stderr()))?;
-    Ok(running)
-}
-
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
@@ -118,7 +111,7 @@ fn pauses(stderr: &str) -> Vec<u64> {
 fn survives(image: &Path, format: &str, more: &str, disturbance: Disturbance) -> Outcome {
     let dir = tempfile::tempdir()?;
     let options = ["--disk".to_owned(), format!("path={},format={format}{more}", image.display())];
-    let mut running = booted(&guest(dir.path(), &options, true)?)?;
+    let mut running = Monitor::bulkhead("translate").start_to_prompt(&guest(dir.path(), &options, true)?, SILENCE)?;
     let ran = (|| -> Result<String, Box<dyn Error>> {
         running.console.send("sh /suite/verify.sh vda &")?;
         running.console.wait_for("vda: round 1", SILENCE)?;
@@ -201,7 +194,7 @@ fn the_death_of_the_vmm_ends_the_machine() -> Outcome {
     let dir = tempfile::tempdir()?;
     let image = raw_image(dir.path())?;
     let options = ["--disk".to_owned(), format!("path={},format=raw", image.display())];
-    let mut running = booted(&guest(dir.path(), &options, false)?)?;
+    let mut running = Monitor::bulkhead("translate").start_to_prompt(&guest(dir.path(), &options, false)?, SILENCE)?;
     let disk = await_child(running.pid(), DISK, &[], BACK)?;
     let vmm = await_child(running.pid(), "bulkhead-vmm", &[], BACK)?;
     send(vmm, Signal::SIGKILL);
@@ -216,7 +209,7 @@ fn a_second_machine_on_the_same_image_is_refused() -> Outcome {
     let dir = tempfile::tempdir()?;
     let image = raw_image(dir.path())?;
     let options = ["--disk".to_owned(), format!("path={},format=raw", image.display())];
-    let mut first = booted(&guest(dir.path(), &options, false)?)?;
+    let mut first = Monitor::bulkhead("translate").start_to_prompt(&guest(dir.path(), &options, false)?, SILENCE)?;
     let mut second = Monitor::bulkhead("translate").start(&guest(dir.path(), &options, false)?)?;
     let status = second.wait(SILENCE)?;
     assert_eq!(status.code(), Some(4), "{}", second.stderr());
@@ -240,7 +233,7 @@ fn a_back_end_that_lets_requests_lie_is_not_waited_for_for_ever() -> Outcome {
         }
     });
     let options = ["--vhost-user-blk".to_owned(), format!("socket={},timeout=5", path.display())];
-    let mut running = booted(&guest(dir.path(), &options, false)?)?;
+    let mut running = Monitor::bulkhead("translate").start_to_prompt(&guest(dir.path(), &options, false)?, SILENCE)?;
     let write = "dd if=/dev/zero of=/dev/vda bs=4k count=100 conv=fsync";
     disk.switch(|switches| switches.hold = true);
     running.console.send(&format!("{write} && echo it was \"written\""))?;
@@ -262,7 +255,7 @@ fn a_guest_powers_off_though_its_disk_is_gone() -> Outcome {
     let image = raw_image(dir.path())?;
     let daemon = Daemon::start(&image, &[])?;
     let options = ["--vhost-user-blk".to_owned(), format!("socket={}", daemon.socket.display())];
-    let mut running = booted(&guest(dir.path(), &options, false)?)?;
+    let mut running = Monitor::bulkhead("translate").start_to_prompt(&guest(dir.path(), &options, false)?, SILENCE)?;
     running.console.send("dd if=/dev/zero of=/dev/vda bs=4k count=100 && echo first is \"written\"")?;
     running.console.wait_for("first is written", SILENCE)?;
     drop(daemon);

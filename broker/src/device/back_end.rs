@@ -132,7 +132,9 @@ impl BackEnd {
 fn connection() -> Result<(UnixListener, UnixStream), BackEndError> {
     let place = std::env::temp_dir();
     let failed = |source| BackEndError::Connection { place: place.clone(), source };
-    let dir = nix::unistd::mkdtemp(&place.join("bulkhead-XXXXXX")).map_err(|error| failed(error.into()))?;
+    // mkdtemp(3) puts others for the last six letters.
+    let template = place.join(format!("bulkhead-{}", "X".repeat(6)));
+    let dir = nix::unistd::mkdtemp(&template).map_err(|error| failed(error.into()))?;
     let path = dir.join("socket");
     let made = UnixListener::bind(&path).and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
     // What is not there need not be removed; what cannot be removed harms nobody.
